@@ -1,0 +1,153 @@
+"""One flat frozen dataclass a script <-> the command line <-> TOML. Nothing clever.
+
+    @dataclass(frozen=True)
+    class Config:
+        lr: float = 1e-3  # peak learning rate
+
+`parse(Config, description)` makes `--lr` with that comment as its help. Flags override `--config FILE.toml`, which
+overrides the defaults. Unknown names are errors that list near matches. `str | None` fields default to None; a bool
+is `--flag` / `--no-flag`; a field without a default is required.
+"""
+
+import argparse
+import difflib
+import inspect
+import re
+import sys
+import tomllib
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, with near matches in its complaint about an unknown flag and one line instead of the whole usage."""
+
+    def error(self, message: str) -> None:
+        flag = re.search(r"unrecognized arguments: (--[\w-]+)", message)
+        if flag:
+            known = [o for a in self._actions for o in a.option_strings]
+            message = f"no flag {flag[1]}" + near(flag[1], known)
+        self.exit(2, f"error: {message} (see --help)\n")
+
+
+def near(name: str, known: list[str]) -> str:
+    matches = difflib.get_close_matches(name, known, n=2)
+    return f"; did you mean {' or '.join(matches)}?" if matches else ""
+
+
+def field_help(cls: type) -> dict[str, str]:
+    """field name -> the comment at the end of its line in the source."""
+    return dict(re.findall(r"^    (\w+): .*?  # (.+)$", inspect.getsource(cls), re.MULTILINE))
+
+
+def from_dict(cls: type[T], values: dict[str, Any], source: str) -> T:
+    """cls(**values) with every name and type checked; `source` names where they came from. Raises ValueError."""
+    known = {f.name: f for f in fields(cls)}
+    for name, value in values.items():
+        if name not in known:
+            raise ValueError(f"{source}: no setting {name!r}{near(name, list(known))}")
+        if not _fits(value, known[name].type):
+            raise ValueError(f"{source}: {name} must be {_type_name(known[name].type)}, got {value!r}")
+    missing = [
+        n
+        for n, f in known.items()
+        if n not in values and f.default is MISSING and f.default_factory is MISSING
+    ]
+    if missing:
+        raise ValueError(f"{source}: required: {', '.join('--' + n.replace('_', '-') for n in missing)}")
+    # TOML has lists where we keep tuples, and writes 1 where 1.0 is meant
+    return cls(**{n: _convert(v, known[n].type) for n, v in values.items()})
+
+
+def _type_name(kind: Any) -> str:
+    return kind.__name__ if isinstance(kind, type) else str(kind).replace(" | None", "")
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    if value is None:
+        return "None" in str(kind)
+    base = getattr(kind, "__origin__", None)
+    if base is tuple:
+        return isinstance(value, (list, tuple)) and all(_fits(v, kind.__args__[0]) for v in value)
+    if kind is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if kind is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, bool if kind is bool else str)
+
+
+def _convert(value: Any, kind: Any) -> Any:
+    if getattr(kind, "__origin__", None) is tuple:
+        return tuple(_convert(v, kind.__args__[0]) for v in value)
+    return float(value) if kind is float else value
+
+
+def read_toml(path: str | Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"{path}: can't be read ({error.strerror}); expected a TOML file") from error
+    except ValueError as error:
+        raise ValueError(f"{path}: not valid TOML ({error})") from error
+
+
+def parse(
+    cls: type[T],
+    description: str,
+    argv: list[str] | None = None,
+    *,
+    presets: Path | None = None,
+    preset: str = "",
+) -> T:
+    """The command line as a config. With `presets` (a folder), `--preset NAME` reads NAME.toml from it first."""
+    parser = Parser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--config", metavar="FILE.toml", help="settings from a file; flags override it")
+    if presets is not None:
+        names = sorted(p.stem for p in presets.glob("*.toml"))
+        parser.add_argument(
+            "--preset", choices=names, default=preset, help=f"settings to start from (default {preset})"
+        )
+    comments = field_help(cls)
+    for f in fields(cls):
+        if presets is not None and f.name == "preset":
+            continue
+        flag, kind = "--" + f.name.replace("_", "-"), f.type
+        default = "required" if f.default is MISSING else f"default {_show(f.default)}"
+        text = f"{comments[f.name]} ({default})".replace("%", "%%")
+        options: dict[str, Any] = dict(default=argparse.SUPPRESS, help=text)
+        if kind is bool:
+            parser.add_argument(flag, action=argparse.BooleanOptionalAction, **options)
+        elif getattr(kind, "__origin__", None) is tuple:
+            parser.add_argument(flag, nargs="+", type=kind.__args__[0], metavar="X", **options)
+        else:
+            convert = kind if isinstance(kind, type) else str
+            parser.add_argument(flag, type=convert, metavar=convert.__name__.upper(), **options)
+    given = vars(parser.parse_args(argv))
+    values: dict[str, Any] = {}
+    chosen = given.pop("preset", None)
+    if chosen:
+        values |= read_toml(presets / f"{chosen}.toml") | {"preset": chosen}
+    file = given.pop("config")
+    if file:
+        values |= read_toml(file)
+    return from_dict(cls, values | given, file or "command line")
+
+
+def _show(default: Any) -> str:
+    return " ".join(map(str, default)) if isinstance(default, tuple) else "none" if default in (None, "") else str(default)
+
+
+def run_cli(main, *arguments) -> None:
+    """Call main; an error that the user can mend is one sentence on stderr and exit code 2."""
+    try:
+        main(*arguments)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,164 @@
+"""Examples, JSONL files, packed rows: from text to the tensors that the loops train on.
+
+A row of training data packs several examples one after the other. Three things keep that exact: `positions` restart
+with every example, `documents` stop one example from seeing another, and `targets` are -100 wherever the next token
+isn't a trained one. Masks come from lengths, never from token ids, so the end token (part of the answer) is trained
+like any other and nothing after it is.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nanopcf.tokenizer import TextTokenizer
+
+IGNORE = -100
+
+
+@dataclass(frozen=True)
+class Example:
+    prompt: str
+    trajectory: str = ""  # the expert's worked solution; empty in RL and evaluation data
+    answer: str = ""  # the final answer that a verifier compares with
+    meta: dict = field(default_factory=dict)
+
+
+def read_jsonl(path: str | Path, *, need: tuple[str, ...] = ("prompt",)) -> list[Example]:
+    """One example a line; `need` names the fields that must be there. Raises ValueError naming file, line and field."""
+    path = Path(path)
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError as error:
+        raise ValueError(f"{path}: can't be read ({error.strerror}); expected a JSONL file of examples") from error
+    examples = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:  # includes bytes that aren't UTF-8
+            raise ValueError(f"{path}, line {number}: not valid JSON ({error})") from error
+        if not isinstance(row, dict):
+            raise ValueError(f"{path}, line {number}: expected a JSON object, found {type(row).__name__}")
+        for name in ("prompt", "trajectory", "answer"):
+            if name in need and name not in row:
+                raise ValueError(f"{path}, line {number}: no field {name!r}; it has {', '.join(row) or 'none'}")
+            if not isinstance(row.get(name, ""), str):
+                raise ValueError(f"{path}, line {number}: {name!r} must be a string, found {row[name]!r:.40}")
+        if not row["prompt"]:
+            raise ValueError(f"{path}, line {number}: 'prompt' is empty")
+        known = {k: row.pop(k) for k in ("prompt", "trajectory", "answer") if k in row}
+        meta = row.pop("meta", {})
+        examples.append(Example(**known, meta={**(meta if isinstance(meta, dict) else {"meta": meta}), **row}))
+    if not examples:
+        raise ValueError(f"{path}: no examples in it")
+    return examples
+
+
+def write_jsonl(path: Path, examples: list[Example]) -> None:
+    """Whole or not at all: written under a temporary name, then renamed."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text("".join(json.dumps(asdict(e)) + "\n" for e in examples), encoding="utf-8")
+    temporary.replace(path)
+
+
+def check_disjoint(**splits: list[Example]) -> None:
+    """Raises ValueError when a prompt stands in two of the named splits: a score on seen problems means nothing."""
+    seen: dict[str, str] = {}
+    for name, examples in splits.items():
+        for e in examples:
+            if seen.setdefault(e.prompt, name) != name:
+                raise ValueError(f"data: {e.prompt!r} is in both {seen[e.prompt]!r} and {name!r}")
+
+
+@dataclass(frozen=True)
+class Sequence:
+    tokens: list[int]
+    prompt_length: int  # tokens[prompt_length:] are trained
+
+
+def encode_examples(
+    examples: list[Example], tokenizer: TextTokenizer, max_length: int, source: str
+) -> list[Sequence]:
+    """prompt + trajectory + end token. Raises ValueError on one that is longer than the model's context."""
+    sequences = []
+    for i, e in enumerate(examples):
+        prompt = tokenizer.encode(e.prompt)
+        tokens = prompt + tokenizer.encode_answer(e.trajectory)
+        if len(tokens) > max_length:
+            raise ValueError(
+                f"{source}, example {i + 1}: {len(tokens)} tokens; the model's context is {max_length}"
+            )
+        sequences.append(Sequence(tokens, len(prompt)))
+    return sequences
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Packed sequences, all int64 [rows, length]."""
+
+    tokens: Tensor
+    positions: Tensor  # restart at 0 with every sequence
+    documents: Tensor  # 1, 2, ... within a row; 0 is padding
+    targets: Tensor  # the token that this position must predict, or -100
+    index: Tensor  # that token's place among all trained tokens, in the order the sequences were given; or -100
+
+    def map(self, f: Callable[[Tensor], Tensor]) -> "Rows":
+        return Rows(*(f(getattr(self, field.name)) for field in fields(self)))
+
+    def split(self, rows: int) -> list["Rows"]:
+        """Micro-batches of at most `rows` rows."""
+        return [self.map(lambda t, i=i: t[i : i + rows]) for i in range(0, len(self.tokens), rows)]
+
+    @property
+    def trained(self) -> Tensor:
+        return self.targets != IGNORE
+
+
+def pack(sequences: list[Sequence], length: int) -> Rows:
+    """First-fit decreasing into rows of `length` tokens (longer when one sequence is)."""
+    length = max(length, max(len(s.tokens) for s in sequences))
+    first = np.cumsum([0] + [len(s.tokens) - s.prompt_length for s in sequences])  # place of its first trained token
+    bins: list[list[int]] = []
+    room: list[int] = []
+    for i in sorted(range(len(sequences)), key=lambda i: -len(sequences[i].tokens)):
+        size = len(sequences[i].tokens)
+        b = next((b for b, r in enumerate(room) if r >= size), len(bins))
+        if b == len(bins):
+            bins.append([])
+            room.append(length)
+        bins[b].append(i)
+        room[b] -= size
+    length -= min(room)  # no column that every row leaves empty
+    tokens, positions, documents = (np.zeros((len(bins), length), dtype=np.int64) for _ in range(3))
+    targets, index = (np.full((len(bins), length), IGNORE, dtype=np.int64) for _ in range(2))
+    for b, row in enumerate(bins):
+        at = 0
+        for d, i in enumerate(row, 1):
+            s = sequences[i]
+            end = at + len(s.tokens)
+            tokens[b, at:end], positions[b, at:end] = s.tokens, np.arange(len(s.tokens))
+            documents[b, at:end] = d
+            trained = slice(at + s.prompt_length - 1, end - 1)  # position t predicts token t + 1
+            targets[b, trained] = s.tokens[s.prompt_length :]
+            index[b, trained] = np.arange(first[i], first[i + 1])
+            at = end
+    return Rows(*(torch.from_numpy(a) for a in (tokens, positions, documents, targets, index)))
+
+
+def batch_indices(count: int, batch: int, step: int, seed: int) -> np.ndarray:
+    """The examples of optimizer step `step` (from 0): epochs of fresh permutations, cut into batches.
+
+    A function of (seed, step) alone, so that a resumed run sees the data that an uninterrupted one would.
+    """
+    start = step * batch
+    order = [
+        np.random.default_rng((seed, epoch)).permutation(count)
+        for epoch in range(start // count, (start + batch - 1) // count + 1)
+    ]
+    return np.concatenate(order)[start % count :][:batch]

@@ -1,0 +1,228 @@
+"""The transformer: one decoder-only architecture that covers Llama 3.2, Qwen2.5, Qwen3, SmolLM2 and our nano sizes.
+
+RMSNorm, rotary positions, grouped-query attention, SwiGLU; options for a bias on q, k, v (Qwen2), a norm on q and k
+(Qwen3), tied or untied embeddings. The model returns *hidden states*, not logits: every loss goes through `kernels`,
+which fuses the output head with the loss and never holds a [tokens, vocabulary] tensor.
+
+One rule serves training, packing, prefill and decoding: a query sees a key iff the key stands at the same or an
+earlier position (and, when packed, in the same document).
+
+q, k, v and the two halves of the SwiGLU are stored as one matrix each, since small models on a CPU are held back by
+the number of operations; `checkpoint.py` splits them into the names that other libraries use.
+
+Left out: sliding windows, mixtures of experts, dropout. None of them is part of the paper.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The shape of a model. Raises ValueError when the sizes can't fit together."""
+
+    vocab_size: int
+    width: int = 64  # D, the hidden size
+    layers: int = 2  # L
+    heads: int = 4  # H, query heads
+    kv_heads: int = 2  # KV, key and value heads; heads % kv_heads == 0
+    head_dim: int = 0  # 0: width // heads
+    mlp_width: int = 176  # SwiGLU's inner width
+    max_length: int = 256  # the longest sequence, in tokens
+    rope_theta: float = 10_000.0
+    norm_eps: float = 1e-6
+    qkv_bias: bool = False  # Qwen2
+    qk_norm: bool = True  # Qwen3
+    tied: bool = True  # the output head is the embedding matrix
+
+    def __post_init__(self) -> None:
+        for name in ("vocab_size", "width", "layers", "heads", "kv_heads", "mlp_width", "max_length"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"model: {name} must be at least 1, got {getattr(self, name)}")
+        if self.head_dim == 0:
+            if self.width % self.heads:
+                raise ValueError(
+                    f"model: heads ({self.heads}) must divide width ({self.width}), or set head_dim"
+                )
+            object.__setattr__(self, "head_dim", self.width // self.heads)
+        if self.head_dim < 2 or self.head_dim % 2:
+            raise ValueError(f"model: head_dim must be even for rotary positions, got {self.head_dim}")
+        if self.heads % self.kv_heads:
+            raise ValueError(f"model: kv_heads ({self.kv_heads}) must divide heads ({self.heads})")
+
+
+NANO = {  # sizes to play with, parameters counted with a vocabulary of 32
+    "0.1M": dict(width=64, layers=2, heads=4, kv_heads=2, mlp_width=176),
+    "0.4M": dict(width=128, layers=2, heads=4, kv_heads=2, mlp_width=352),
+    "0.8M": dict(width=128, layers=4, heads=4, kv_heads=2, mlp_width=352),
+    "3M": dict(width=256, layers=4, heads=8, kv_heads=4, mlp_width=704),
+    "10M": dict(width=384, layers=6, heads=6, kv_heads=3, mlp_width=1056),
+}
+
+
+class KVCache:
+    """Static cache of keys and values, one row a sequence, allocated once.
+
+    keys, values: [L, rows, KV, max_length, head_dim]. A position holds garbage until it is written; that is harmless
+    because a query only sees positions up to its own, and every one of those has been written by then.
+    """
+
+    def __init__(
+        self, config: ModelConfig, rows: int, max_length: int, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        shape = (config.layers, rows, config.kv_heads, max_length, config.head_dim)
+        self.keys = torch.zeros(shape, device=device, dtype=dtype)
+        self.values = torch.zeros(shape, device=device, dtype=dtype)
+
+    def update(
+        self, layer: int, positions: Tensor, k: Tensor, v: Tensor, length: int
+    ) -> tuple[Tensor, Tensor]:
+        """Write k, v [B, T, KV, hd] at positions [B, T]; return the first `length` positions, [B, KV, length, hd]."""
+        B = positions.shape[0]
+        keys, values = self.keys[layer], self.values[layer]
+        rows = torch.arange(B, device=positions.device)[:, None]  # (B, 1), broadcast against positions
+        keys[rows, :, positions] = k
+        values[rows, :, positions] = v
+        return keys[:B, :, :length], values[:B, :, :length]
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary position embedding (Su et al., 2021), halves convention: x [B, T, heads, hd], cos/sin [B or 1, T, 1, hd]."""
+    a, b = x.chunk(2, dim=-1)
+    return torch.cat((-b, a), dim=-1).mul_(sin).addcmul_(x, cos)
+
+
+class Attention(nn.Module):
+    def __init__(self, c: ModelConfig) -> None:
+        super().__init__()
+        self.heads, self.kv_heads, self.head_dim = c.heads, c.kv_heads, c.head_dim
+        self.qkv = nn.Linear(c.width, (c.heads + 2 * c.kv_heads) * c.head_dim, bias=c.qkv_bias)
+        self.out = nn.Linear(c.heads * c.head_dim, c.width, bias=False)
+        self.q_norm = nn.RMSNorm(c.head_dim, eps=c.norm_eps) if c.qk_norm else None
+        self.k_norm = nn.RMSNorm(c.head_dim, eps=c.norm_eps) if c.qk_norm else None
+
+    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | None, store=None) -> Tensor:
+        """x [B, T, D]; mask bool [B, 1, T, S] or None for plain causal; store(k, v) -> cached k, v."""
+        B, T, _ = x.shape
+        qkv = self.qkv(x).view(B, T, -1, self.head_dim)  # (B, T, H + 2 KV, hd)
+        q, k, v = qkv.split((self.heads, self.kv_heads, self.kv_heads), dim=2)
+        if self.q_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k = rotate(q, *rope), rotate(k, *rope)
+        if store is None:
+            k, v = k.transpose(1, 2), v.transpose(1, 2)  # (B, KV, T, hd)
+        else:
+            k, v = store(k, v)  # (B, KV, S, hd)
+        y = F.scaled_dot_product_attention(
+            q.transpose(1, 2),
+            k,
+            v,
+            attn_mask=mask,
+            is_causal=mask is None,
+            enable_gqa=self.heads != self.kv_heads,
+        )
+        return self.out(y.transpose(1, 2).reshape(B, T, -1))
+
+
+class MLP(nn.Module):
+    def __init__(self, c: ModelConfig) -> None:
+        super().__init__()
+        self.gate_up = nn.Linear(c.width, 2 * c.mlp_width, bias=False)
+        self.down = nn.Linear(c.mlp_width, c.width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, up = self.gate_up(x).chunk(2, dim=-1)
+        return self.down(F.silu(gate) * up)
+
+
+class Block(nn.Module):
+    def __init__(self, c: ModelConfig) -> None:
+        super().__init__()
+        self.attention_norm = nn.RMSNorm(c.width, eps=c.norm_eps)
+        self.attention = Attention(c)
+        self.mlp_norm = nn.RMSNorm(c.width, eps=c.norm_eps)
+        self.mlp = MLP(c)
+
+    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | None, store=None) -> Tensor:
+        x = x + self.attention(self.attention_norm(x), rope, mask, store)
+        return x + self.mlp(self.mlp_norm(x))
+
+
+class Transformer(nn.Module):
+    """tokens [B, T] -> hidden [B, T, D]. The head is `head_weight` [V, D]; give both to `kernels`."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = c = config
+        self.embedding = nn.Embedding(c.vocab_size, c.width)
+        self.blocks = nn.ModuleList(Block(c) for _ in range(c.layers))
+        self.norm = nn.RMSNorm(c.width, eps=c.norm_eps)
+        self.head = None if c.tied else nn.Linear(c.width, c.vocab_size, bias=False)
+        # float64 angles: at position 100,000 a float32 product is off by a hundredth of a turn
+        frequency = c.rope_theta ** -(torch.arange(0, c.head_dim, 2, dtype=torch.float64) / c.head_dim)
+        angle = torch.outer(torch.arange(c.max_length, dtype=torch.float64), frequency).repeat(1, 2)
+        self.register_buffer("cos", angle.cos().float(), persistent=False)  # (max_length, hd)
+        self.register_buffer("sin", angle.sin().float(), persistent=False)
+        self.initialise()
+
+    @torch.no_grad()
+    def initialise(self) -> None:
+        """GPT-2's initialisation: normal(0, 0.02), the two matrices that write to the residual stream divided by sqrt(2L)."""
+        for name, p in self.named_parameters():
+            if p.dim() == 2:
+                writes_residual = name.endswith(("attention.out.weight", "mlp.down.weight"))
+                nn.init.normal_(p, std=0.02 / (2 * self.config.layers) ** 0.5 if writes_residual else 0.02)
+            elif name.endswith("bias"):
+                nn.init.zeros_(p)
+
+    @property
+    def head_weight(self) -> Tensor:
+        return self.embedding.weight if self.head is None else self.head.weight
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """hidden [..., D] -> float32 logits [..., V]; for the sampler and for reading: losses go through `kernels`."""
+        return F.linear(hidden, self.head_weight).float()
+
+    def parameter_count(self) -> int:
+        return sum(p.numel() for p in self.parameters())
+
+    def forward(
+        self,
+        tokens: Tensor,
+        *,
+        positions: Tensor | None = None,
+        documents: Tensor | None = None,
+        kv_cache: KVCache | None = None,
+        length: int | None = None,
+    ) -> Tensor:
+        """Hidden states of tokens [B, T].
+
+        positions [B, T]: default 0..T-1. documents [B, T]: an id per token; tokens of different documents don't see
+        each other (packing; positions must restart with each document). kv_cache: keys and values are written at
+        `positions` and read back up to `length` (default: the highest position + 1); rows 0..B-1 of the cache.
+        """
+        B, T = tokens.shape
+        mask, store = None, None
+        if positions is None:
+            assert T <= self.config.max_length, f"{T} tokens, the model's context is {self.config.max_length}"
+            cos, sin = self.cos[:T, None], self.sin[:T, None]  # (T, 1, hd)
+        else:
+            cos, sin = self.cos[positions].unsqueeze(2), self.sin[positions].unsqueeze(2)  # (B, T, 1, hd)
+        if documents is not None:
+            same = documents[:, :, None] == documents[:, None, :]  # (B, T, T)
+            mask = same.tril().unsqueeze(1)  # in a packed row, earlier in the document = earlier in the row
+        if kv_cache is not None:
+            assert positions is not None and documents is None
+            S = int(positions.max()) + 1 if length is None else length
+            seen = torch.arange(S, device=tokens.device) <= positions[:, :, None]  # (B, T, S)
+            mask = seen.unsqueeze(1)
+        x = self.embedding(tokens)
+        rope = cos.to(x.dtype), sin.to(x.dtype)
+        for i, block in enumerate(self.blocks):
+            if kv_cache is not None:
+                store = lambda k, v, i=i: kv_cache.update(i, positions, k, v, S)  # noqa: E731
+            x = block(x, rope, mask, store)
+        return self.norm(x)

@@ -1,0 +1,141 @@
+"""Run folders: config.json, metrics.jsonl, checkpoints/step-N/. Written atomically, resumed exactly.
+
+A folder belongs to one config: starting another one in it is an error. Files are written under a temporary name and
+renamed, so a reader (or a resumed run) only ever sees whole ones. Order of data and sampling are functions of
+(seed, step), so what a resumed run needs besides weights is the optimizer's state and the step: no RNG state.
+"""
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+
+def write_json(path: Path, value: object) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def read_json(path: Path) -> dict:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"{path}: can't be read ({error.strerror})") from error
+    except ValueError as error:
+        raise ValueError(f"{path}: not valid JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path}: expected a JSON object")
+    return value
+
+
+def write_folder(path: Path, write: Callable[[Path], None]) -> None:
+    """Fill a folder by write(folder), whole or not at all. An older one of the same name is replaced."""
+    temporary = path.with_name(path.name + ".tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        write(temporary)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    shutil.rmtree(path, ignore_errors=True)
+    os.replace(temporary, path)
+
+
+def open_run(out: str | Path, config: object, resume: bool, *, free: tuple[str, ...] = ()) -> Path:
+    """Make or re-enter the run folder. Fields named in `free` may differ on resume (device, threads ...).
+
+    Raises ValueError when the folder holds a run and resume is off, or holds a run of another config.
+    """
+    out = Path(out)
+    now = {k: v for k, v in json.loads(json.dumps(asdict(config))).items() if k not in ("resume", *free)}
+    path = out / "config.json"
+    if path.exists():
+        if not resume:
+            raise ValueError(f"{out} already holds a run; continue it with --resume, or choose another --out")
+        then = read_json(path)
+        changed = [k for k in now if then.get(k) != now[k]]
+        if changed:
+            k = changed[0]
+            raise ValueError(
+                f"{out} holds a run of another config: --{k.replace('_', '-')} was {then.get(k)!r}, is {now[k]!r}; choose another --out"
+            )
+    elif out.exists() and any(out.iterdir()):
+        raise ValueError(f"{out} is not empty and not a run folder; choose another --out")
+    else:
+        out.mkdir(parents=True, exist_ok=True)
+        write_json(path, now)
+    return out
+
+
+class Metrics:
+    """Appends one JSON object a line to metrics.jsonl; on resume drops the lines of steps that will be run again."""
+
+    def __init__(self, folder: Path, from_step: int) -> None:
+        self.path = folder / "metrics.jsonl"
+        rows = [r for r in read_metrics(self.path) if r["step"] <= from_step] if self.path.exists() else []
+        temporary = self.path.with_name(self.path.name + ".tmp")
+        temporary.write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
+        os.replace(temporary, self.path)
+
+    def log(self, **row: object) -> None:
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+
+def read_metrics(path: Path) -> list[dict]:
+    """Rows of a metrics.jsonl; a last line cut off by a kill is left out."""
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            break
+    return rows
+
+
+def checkpoints(out: Path) -> list[tuple[int, Path]]:
+    """(step, folder) of every whole checkpoint of a run, by step."""
+    found = [(int(p.name[5:]), p) for p in (out / "checkpoints").glob("step-*") if p.name[5:].isdigit()]
+    return sorted(found)
+
+
+def choose_device(name: str) -> torch.device:
+    """auto -> cuda, mps or cpu, whichever is there first. Raises ValueError when the named one isn't."""
+    there = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
+    if name == "auto":
+        name = next(n for n, ok in there.items() if ok)
+    if name not in there:
+        raise ValueError(f"--device {name}: expected auto, cpu, cuda or mps")
+    if not there[name]:
+        raise ValueError(f"--device {name}: this machine or this build of torch has none; try --device cpu")
+    return torch.device(name)
+
+
+def environment(device: torch.device) -> dict:
+    """What a number must be quoted with: command, versions, device, commit."""
+    root = Path(__file__).resolve().parents[1]
+    git = subprocess.run(["git", "-C", root, "rev-parse", "HEAD"], capture_output=True, text=True)
+    name = torch.cuda.get_device_name() if device.type == "cuda" else f"{platform.machine()}, {os.cpu_count()} cores"
+    return {
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        "device": f"{device.type} ({name})",
+        "commit": git.stdout.strip() or "unknown",
+    }
+
+
+def announce(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

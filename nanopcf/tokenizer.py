@@ -1,0 +1,65 @@
+"""Text <-> token ids: a thin wrapper of Hugging Face's `tokenizers`, and the nano tasks' own character tokenizer.
+
+A prompt and its trajectory are encoded *apart* and joined as ids, so that the boundary between what is given and
+what is trained never moves. The end token is part of the answer: `encode_answer` appends it.
+"""
+
+from pathlib import Path
+
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+
+NANO_ALPHABET = "0123456789+-*= "
+END = "<end>"
+
+
+class TextTokenizer:
+    """encode, decode, `eos_id`, `vocab_size`. Raises ValueError on text the vocabulary can't spell."""
+
+    def __init__(self, tokenizer: Tokenizer, end_token: str = END) -> None:
+        self.tokenizer, self.end_token = tokenizer, end_token
+        self.eos_id = tokenizer.token_to_id(end_token)
+        if self.eos_id is None:
+            raise ValueError(f"tokenizer: its vocabulary has no end token {end_token!r}")
+
+    @property
+    def vocab_size(self) -> int:
+        return self.tokenizer.get_vocab_size()
+
+    def encode(self, text: str) -> list[int]:
+        # a character-level WordLevel model drops what it can't spell, so compare the two spellings
+        ids = self.tokenizer.encode(text, add_special_tokens=False).ids
+        if self.decode(ids) != text:
+            unknown = sorted(set(text) - set(self.decode(ids)))
+            raise ValueError(f"tokenizer: can't spell {''.join(unknown)!r} in {text[:60]!r}")
+        return ids
+
+    def encode_answer(self, text: str) -> list[int]:
+        return [*self.encode(text), self.eos_id]
+
+    def decode(self, ids: list[int]) -> str:
+        return self.tokenizer.decode(ids, skip_special_tokens=True)
+
+    def save(self, path: Path) -> None:
+        path.write_text(self.tokenizer.to_str(pretty=True), encoding="utf-8")
+
+
+def nano_tokenizer() -> TextTokenizer:
+    """One token a character of the nano tasks' alphabet, and the end token: a vocabulary of 16."""
+    vocabulary = {symbol: i for i, symbol in enumerate([*NANO_ALPHABET, END])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), behavior="isolated")
+    tokenizer.decoder = decoders.Fuse()
+    tokenizer.add_special_tokens([END])
+    return TextTokenizer(tokenizer)
+
+
+def load_tokenizer(folder: Path, end_token: str) -> TextTokenizer:
+    """Reads folder/tokenizer.json. Raises ValueError when it is missing or malformed."""
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file; a model folder needs its tokenizer")
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises bare Exception
+        raise ValueError(f"{path}: not a tokenizer file ({error})") from error
+    return TextTokenizer(tokenizer, end_token)

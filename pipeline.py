@@ -1,0 +1,538 @@
+"""The whole paper at nano scale: base model -> SFT on candidate sets -> selection -> RL from checkpoints -> ceilings.
+
+    python pipeline.py                              about five minutes on two CPU cores; writes runs/demo/report.html
+    python pipeline.py --preset tiny                under a minute
+    python pipeline.py --preset study --out runs/s  about an hour
+    python pipeline.py --resume                     continue; a changed flag reruns only what depends on it
+
+Stages, in order (each a function below): data, base, candidates, sft, select, rl, report. A stage's result is kept in
+the run folder under a key made of the settings it reads and the keys of the stages before it. The runs inside a stage
+are plain `train_sft.main` and `train_rl.main`, in parallel processes: small models are fastest with one thread each.
+"""
+
+import json
+import math
+import multiprocessing
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+import train_rl
+import train_sft
+from nanopcf import ceiling, checkpoint, config, report, runs, selector
+from nanopcf.data import check_disjoint, read_jsonl, write_jsonl
+from nanopcf.evaluate import complete, pass_at_k
+from nanopcf.model import NANO, ModelConfig, Transformer
+from nanopcf.objectives import RECIPES
+from nanopcf.tasks import FAMILIES, Lore, make_examples
+from nanopcf.tokenizer import nano_tokenizer
+
+PRESETS = Path(__file__).resolve().parent / "configs"
+CONTEXT = 64  # tokens; the tasks' problems and working fit
+
+
+@dataclass(frozen=True)
+class PipelineConfig:
+    preset: str = "demo"  # settings to start from
+    out: str = ""  # run folder (default runs/PRESET)
+    task: str = "digits"  # digits or columns, see nanopcf/tasks.py
+    model: str = "0.1M"  # size of the model, a name in nanopcf.model.NANO
+    known: float = 0.5  # share of the facts that the base model's web text always states rightly
+    corpus: int = 20000  # web texts to pretrain on
+    base_steps: int = 600  # optimizer steps of pretraining
+    base_batch: int = 64  # web texts a step
+    base_lr: float = 4e-3  # peak learning rate of pretraining
+    pool: int = 3000  # problems whose win rate is measured, to draw the candidate sets from
+    candidates: tuple[str, ...] = ("uniform-60", "uniform-240")  # difficulty-size: uniform, easy or hard
+    val: int = 256  # expert trajectories for the validation loss
+    test: int = 512  # problems for every score
+    sft_steps: int = 300  # optimizer steps of SFT
+    sft_batch: int = 32  # trajectories a step
+    sft_lr: float = 1e-3  # learning rate of SFT
+    sft_checkpoints: int = 10  # checkpoints of an SFT run
+    passk: int = 8  # k of pass@k, beside the validation loss
+    every_regime: tuple[str, ...] = ("uniform-60",)  # candidates whose every regime starts a branch
+    algo: str = "dapo_dc"  # RL algorithm, see train_rl.py --list
+    rl_prompts: int = 256  # problems that RL trains on
+    rl_steps: int = 100  # rollout batches of a branch
+    rl_batch: int = 32  # prompts a batch
+    rl_group: int = 8  # answers a prompt
+    rl_lr: float = 5e-4  # learning rate of RL
+    rl_points: int = 14  # points of a curve
+    workers: int = 0  # processes at a time (0: one a core)
+    threads: int = 0  # threads of a process (0: chosen by a probe)
+    seed: int = 0  # of everything
+    device: str = "auto"  # auto, cpu, cuda or mps
+    resume: bool = False  # continue the run in --out
+
+    def __post_init__(self) -> None:
+        if self.task not in FAMILIES:
+            raise ValueError(f"--task: no {self.task!r}{config.near(self.task, list(FAMILIES))}; there are {', '.join(FAMILIES)}")
+        if self.model not in NANO:
+            raise ValueError(f"--model: no {self.model!r}; there are {', '.join(NANO)}")
+        if self.algo not in RECIPES:
+            raise ValueError(f"--algo: no {self.algo!r}{config.near(self.algo, list(RECIPES))}; there are {', '.join(RECIPES)}")
+        for name in self.candidates:
+            kind, _, size = name.partition("-")
+            if kind not in ("uniform", "easy", "hard") or not size.isdigit() or int(size) < 1:
+                raise ValueError(f"--candidates: {name!r} should be like uniform-240, easy-240 or hard-240")
+        if len(set(self.candidates)) < len(self.candidates) or not self.candidates:
+            raise ValueError("--candidates must name at least one set, and none twice")
+        unknown = [n for n in self.every_regime if n not in self.candidates]
+        if unknown:
+            raise ValueError(f"--every-regime: {unknown[0]!r} is not among --candidates ({', '.join(self.candidates)})")
+        positive = "corpus base_steps base_batch pool val test sft_steps sft_batch sft_checkpoints passk rl_prompts rl_steps rl_batch rl_group"
+        for name in positive.split():
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
+        if not 4 <= self.rl_points <= self.rl_steps:
+            raise ValueError(f"--rl-points must be from 4 (a curve's fit needs them) to --rl-steps, got {self.rl_points}")
+        if self.workers < 0 or self.threads < 0:
+            raise ValueError("--workers and --threads must be 0 (chosen here) or more")
+        if self.sft_checkpoints > self.sft_steps:
+            raise ValueError("--sft-checkpoints can't be above --sft-steps")
+        if not 0 <= self.known <= 1:
+            raise ValueError(f"--known is a share from 0 to 1, got {self.known}")
+
+
+# ---- machinery: stages, processes ----
+
+
+class Stages:
+    """Results of stages, cached in the run folder. A stage runs again iff its settings or a stage before it changed."""
+
+    def __init__(self, c: PipelineConfig, out: Path) -> None:
+        self.c, self.out, self.keys = c, out, ""
+        self.elapsed: dict[str, float] = {}
+
+    def run(self, name: str, settings: str, work: Callable[[Path], object]) -> object:
+        """work(folder) -> JSON value, or the cached value of an equal earlier call. Interrupted work goes on in place."""
+        values = {k: getattr(self.c, k) for k in settings.split()}
+        self.keys += json.dumps({name: values}, sort_keys=True)  # a stage depends on all before it
+        path, folder = self.out / f"{name}.json", self.out / name
+        record = runs.read_json(path) if path.exists() else {}
+        if record.get("key") != self.keys:
+            shutil.rmtree(folder, ignore_errors=True)
+            record = {"key": self.keys, "done": False, "elapsed_s": 0.0}
+            runs.write_json(path, record)
+        if not record["done"]:
+            folder.mkdir(exist_ok=True)
+            began = time.perf_counter()
+            result = work(folder)
+            elapsed = record["elapsed_s"] + time.perf_counter() - began
+            record |= {"done": True, "result": result, "elapsed_s": round(elapsed, 1)}
+            runs.write_json(path, record)
+        else:
+            runs.announce(f"{name}: kept from before")
+        self.elapsed[name] = record["elapsed_s"]
+        return record["result"]
+
+
+def in_child(log: Path) -> None:
+    """Set up a worker process: what it says goes to the run's log, so the parent's bar stays whole."""
+    sys.stderr = log.open("a", encoding="utf-8", buffering=1)
+
+
+def run_parallel(label: str, jobs: dict[str, tuple], workers: int, log: Path, live: Callable | None = None) -> dict:
+    """{name: function(*arguments)} of jobs {name: (function, arguments...)}, `workers` at a time, under one bar.
+
+    live() -> (share done 0..1, text) is asked twice a second for what the bar shows.
+    """
+    results = {}
+    spawn = multiprocessing.get_context("spawn")  # fork after torch has started threads can hang
+    bar = tqdm(total=100, desc=label, bar_format="{desc:<12} {percentage:3.0f}% |{bar:24}| {elapsed}<{remaining} {postfix}")
+    with bar, ProcessPoolExecutor(min(workers, len(jobs)), spawn, in_child, (log,)) as pool:
+        futures = {pool.submit(*job): name for name, job in jobs.items()}
+        try:
+            pending = set(futures)
+            while pending:
+                done, pending = wait(pending, timeout=0.5, return_when=FIRST_COMPLETED)
+                for future in done:
+                    results[futures[future]] = future.result()
+                share, text = live() if live else (len(results) / len(jobs), "")
+                bar.set_postfix_str(text, refresh=False)
+                bar.update(round(100 * share) - bar.n if pending else 100 - bar.n)
+                bar.refresh()
+        except BaseException:  # an error or Ctrl-C: stop the others now, their folders can be resumed
+            pool.shutdown(wait=False, cancel_futures=True)
+            for child in multiprocessing.active_children():
+                child.terminate()
+            raise
+    return {name: results[name] for name in jobs}
+
+
+def watch(folders: dict[str, Path], steps: int, number: str, show: str) -> Callable[[], tuple[float, str]]:
+    """live() for runs in folders: progress from their metrics.jsonl, and the latest value of `number`."""
+
+    def live() -> tuple[float, str]:
+        share, latest = 0.0, ""
+        for name, folder in folders.items():
+            path = folder / "metrics.jsonl"
+            rows = runs.read_metrics(path) if path.exists() else []
+            values = [r[number] for r in rows if number in r]
+            ended = any((folder / f).exists() for f in ("checkpoints.json", "curve.json"))
+            share += 1 if ended else rows[-1]["step"] / steps if rows else 0
+            if values and not ended:
+                latest = f"{name}: {show.format(values[-1])}"
+        return share / len(folders), latest
+
+    return live
+
+
+def probe(c: PipelineConfig, device: torch.device) -> tuple[int, int]:
+    """(threads of a lone process, workers in parallel). On a shared machine the wrong number of threads costs a factor
+    of up to 100 for small models, so time a small forward and backward pass with one thread and with all."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    model = Transformer(ModelConfig(vocab_size=16, max_length=CONTEXT, **NANO[c.model]))
+    tokens = torch.zeros(c.base_batch, 40, dtype=torch.long)
+
+    def seconds(threads: int) -> float:
+        torch.set_num_threads(threads)
+        times = []
+        for _ in range(4):
+            began = time.perf_counter()
+            model(tokens).sum().backward()
+            times.append(time.perf_counter() - began)
+        return min(times[1:])
+
+    one, all_ = seconds(1), seconds(cores)
+    threads = c.threads or (cores if all_ < 0.8 * one else 1)
+    workers = c.workers or (1 if device.type != "cpu" else max(1, cores // (c.threads or 1)))
+    runs.announce(
+        f"probe: a step takes {one * 1e3:.0f} ms with 1 thread, {all_ * 1e3:.0f} ms with {cores}; a lone process gets "
+        f"{threads} thread(s), branches run {workers} at a time"
+    )
+    return threads, workers
+
+
+# ---- what runs in a worker ----
+
+
+def score_checkpoint(model_dir: str, data: str, k: int, seed: int, device: str) -> dict:
+    """pass@1 (one sample, the paper's temperature) and pass@k on the first quarter, of one checkpoint."""
+    torch.set_num_threads(1)
+    model, tokenizer = checkpoint.load(model_dir, runs.choose_device(device))
+    examples = read_jsonl(data, need=("prompt", "answer"))
+    once, _ = complete(model, tokenizer, examples, max_new_tokens=train_rl.RLConfig.max_new_tokens, seed=seed)
+    some = examples[: max(1, len(examples) // 4)]
+    many, _ = complete(
+        model, tokenizer, some, samples=k, max_new_tokens=train_rl.RLConfig.max_new_tokens, seed=seed + 1
+    )
+    return {"score": float(once.mean()), "pass_at_k": pass_at_k(many, k), "k": k}
+
+
+def sample_pairs(before: str, after: str, data: str, seed: int, device: str, count: int = 6) -> list[dict]:
+    """The same problems answered by two models, greedily: two of each of fixed, kept and lost."""
+    examples = read_jsonl(data, need=("prompt", "answer"))[:128]
+    sides = []
+    for path in (before, after):
+        model, tokenizer = checkpoint.load(path, runs.choose_device(device))
+        correct, texts = complete(
+            model, tokenizer, examples, temperature=0.0, max_new_tokens=train_rl.RLConfig.max_new_tokens, seed=seed
+        )
+        sides.append(list(zip(texts, correct[:, 0] == 1, strict=True)))
+    kinds: dict[tuple[bool, bool], list[dict]] = {}
+    for e, (b, b_right), (a, a_right) in zip(examples, *sides, strict=True):
+        pair = dict(prompt=e.prompt, answer=e.answer, before=b, after=a)
+        pair |= dict(before_correct=bool(b_right), after_correct=bool(a_right))
+        kinds.setdefault((bool(b_right), bool(a_right)), []).append(pair)
+    order = [(False, True), (True, True), (False, False), (True, False)]
+    return [pair for kind in order for pair in kinds.get(kind, [])[:2]][:count]
+
+
+# ---- the stages ----
+
+
+def make_data(c: PipelineConfig, folder: Path) -> dict:
+    """Problems for every purpose, no prompt in two of them."""
+    taken: set[str] = set()
+    splits = {}
+    for i, (name, count) in enumerate(
+        dict(test=c.test, val=c.val, rl=c.rl_prompts, pool=c.pool).items()
+    ):
+        splits[name] = make_examples(c.task, count, (c.seed, i), exclude=taken)
+        taken |= {e.prompt for e in splits[name]}
+    splits["corpus"] = make_examples(c.task, c.corpus, (c.seed, 9), lore=Lore(c.seed, c.known), exclude=taken)
+    check_disjoint(**splits)
+    for name, examples in splits.items():
+        write_jsonl(folder / f"{name}.jsonl", examples)
+    return {name: str(folder / f"{name}.jsonl") for name in splits}
+
+
+def train_base(c: PipelineConfig, folder: Path, data: dict, threads: int, workers: int) -> dict:
+    """Pretraining is the same loop on web text, from random weights; then the base model's score."""
+    torch.manual_seed(c.seed)
+    tokenizer = nano_tokenizer()
+    init = Transformer(ModelConfig(vocab_size=tokenizer.vocab_size, max_length=CONTEXT, **NANO[c.model]))
+    if not (folder / "init").exists():
+        checkpoint.save(init, tokenizer, folder / "init")
+    job = train_sft.SFTConfig(
+        model=str(folder / "init"),
+        train=data["corpus"],
+        val=data["val"],
+        out=str(folder / "run"),
+        steps=c.base_steps,
+        batch=c.base_batch,
+        lr=c.base_lr,
+        schedule="cosine",
+        warmup=20,
+        pack_length=CONTEXT,
+        checkpoint_every=max(1, c.base_steps // 10),
+        seed=c.seed,
+        threads=threads,
+        device=c.device,
+        resume=True,
+    )
+    live = watch({"base": folder / "run"}, c.base_steps, "val_loss", "val loss {:.3f}")
+    table = run_parallel("base", {"base": (train_sft.main, job)}, 1, folder / "log.txt", live)["base"]
+    model = str(runs.checkpoints(folder / "run")[-1][1])
+    score = run_parallel(
+        "base score",
+        {"base": (score_checkpoint, model, data["test"], c.passk, c.seed, c.device)},
+        1,
+        folder / "log.txt",
+    )["base"]
+    return {
+        "model": model,
+        "p_0": score["score"],
+        "pass_at_k": score["pass_at_k"],
+        "parameters": init.parameter_count(),
+        "pretrain_loss": table[-1]["val_loss"],
+    }
+
+
+def make_candidates(c: PipelineConfig, folder: Path, data: dict, base: dict) -> dict:
+    """Candidate sets by the base model's win rate over 4 tries, as in the paper: easy = 1, hard <= 0.25, or any."""
+    model, tokenizer = checkpoint.load(base["model"], runs.choose_device(c.device))
+    pool = read_jsonl(data["pool"])
+    correct, _ = complete(
+        model, tokenizer, pool, samples=4, max_new_tokens=train_rl.RLConfig.max_new_tokens, seed=c.seed + 4
+    )
+    win_rate = correct.mean(axis=1)
+    kinds = {
+        "uniform": pool,
+        "easy": [e for e, w in zip(pool, win_rate, strict=True) if w == 1],
+        "hard": [e for e, w in zip(pool, win_rate, strict=True) if w <= 0.25],
+    }
+    files = {}
+    for name in c.candidates:
+        kind, size = name.split("-")
+        if len(kinds[kind]) < int(size):
+            raise ValueError(
+                f"--candidates {name}: the pool holds {len(kinds[kind])} {kind} problems; make --pool larger or the set smaller"
+            )
+        write_jsonl(folder / f"{name}.jsonl", kinds[kind][: int(size)])
+        files[name] = str(folder / f"{name}.jsonl")
+    return {"files": files, "counts": {k: len(v) for k, v in kinds.items()}}
+
+
+def train_candidates(c: PipelineConfig, folder: Path, data: dict, base: dict, files: dict, workers: int) -> list[dict]:
+    """SFT on every candidate set, then pass@1 and pass@k of every checkpoint."""
+    jobs = {
+        name: (
+            train_sft.main,
+            train_sft.SFTConfig(
+                model=base["model"],
+                train=files[name],
+                val=data["val"],
+                out=str(folder / name),
+                steps=c.sft_steps,
+                batch=c.sft_batch,
+                lr=c.sft_lr,
+                checkpoint_every=max(1, c.sft_steps // c.sft_checkpoints),
+                seed=c.seed,
+                threads=c.threads or 1,
+                device=c.device,
+                resume=True,
+            ),
+        )
+        for name in files
+    }
+    live = watch({n: folder / n for n in files}, c.sft_steps, "val_loss", "val loss {:.3f}")
+    tables = run_parallel("SFT", jobs, workers, folder / "log.txt", live)
+    jobs = {
+        (name, row["step"]): (score_checkpoint, str(folder / name / "checkpoints" / f"step-{row['step']}"), data["test"], c.passk, c.seed, c.device)
+        for name, table in tables.items()
+        for row in table
+    }  # fmt: skip
+    scores = run_parallel("SFT scores", jobs, workers, folder / "log.txt")
+    candidates = []
+    for name, table in tables.items():
+        rows = [{**row, **scores[name, row["step"]]} for row in table]
+        losses = [row["val_loss"] for row in rows]
+        kind, size = name.split("-")
+        candidates.append(
+            {"name": name, "size": int(size), "difficulty": kind, "min_val_loss": min(losses), "checkpoints": rows}
+        )
+    return candidates
+
+
+def choose_starts(c: PipelineConfig, candidates: list[dict]) -> dict:
+    """The selector's ranking, and the checkpoints that RL starts from: of each set the stable one of lowest loss, of the
+    sets in --every-regime also the middle adaptive one and the last one of each regime past the stable."""
+    selection = selector.select(candidates)
+    starts = [{"dataset": "base", "sft_step": 0, "regime": "base", "x_sft": 0.0}]
+    ranking = []
+    for ranked in selection.ranking:
+        best = min(ranked.in_regime("stable"), key=lambda r: r["val_loss"])
+        chosen = [best]
+        if ranked.name in c.every_regime:
+            trained = [r for r in ranked.in_regime("adaptive") if r["step"] > 0]
+            chosen += trained[len(trained) // 2 :][:1]
+            for regime in ("mild", "severe"):
+                chosen += ranked.in_regime(regime)[-1:]
+        for r in sorted(chosen, key=lambda r: r["step"]):
+            starts.append(
+                {"dataset": ranked.name, "sft_step": r["step"], "regime": r["regime"], "x_sft": r["x_sft"]}
+            )
+        ranking.append(
+            {
+                "name": ranked.name,
+                "min_val_loss": ranked.min_val_loss,
+                "recommended_step": best["step"],
+                "recommended_regime": best["regime"],
+                "score": best["score"],
+                "pass_at_k": best["pass_at_k"],
+            }
+        )
+    return {"chosen": selection.chosen, "ranking": ranking, "starts": starts, "saturated": selection.saturated}
+
+
+def train_branches(c: PipelineConfig, folder: Path, data: dict, base: dict, starts: list[dict], workers: int) -> list[dict]:
+    """RL from every start; a branch is its start, its curve and its final policy."""
+    jobs, models = {}, {}
+    for s in starts:
+        name = f"{s['dataset']}@{s['sft_step']}"
+        sft_dir = folder.parent / "sft" / s["dataset"] / "checkpoints" / f"step-{s['sft_step']}"
+        models[name] = base["model"] if s["dataset"] == "base" else str(sft_dir)
+        rl = train_rl.RLConfig(
+            model=models[name],
+            train=data["rl"],
+            val=data["test"],
+            out=str(folder / name),
+            algo=c.algo,
+            steps=c.rl_steps,
+            prompts=c.rl_batch,
+            update_prompts=c.rl_batch,
+            round_prompts=c.rl_batch,
+            group=c.rl_group,
+            lr=c.rl_lr,
+            eval_every=max(1, round(c.rl_steps / c.rl_points)),
+            checkpoint_every=max(1, c.rl_steps // 2),
+            seed=c.seed,
+            threads=c.threads or 1,
+            device=c.device,
+            resume=True,
+        )
+        jobs[name] = (train_rl.main, rl)
+    live = watch({n: folder / n for n in jobs}, c.rl_steps, "score", "score {:.1%}")
+    curves = run_parallel("RL", jobs, workers, folder / "log.txt", live)
+    branches = []
+    for s, (name, curve) in zip(starts, curves.items(), strict=True):
+        branches.append(
+            {
+                **s,
+                "p_sft": curve[0]["score"],
+                "curve": [{"x": p["x"], "score": p["score"]} for p in curve],
+                "best": max(p["score"] for p in curve),
+                "greedy_before": curve[0]["greedy"],
+                "greedy_after": curve[-1]["greedy"],
+                "before": models[name],
+                "after": str(runs.checkpoints(folder / name)[-1][1]),
+            }
+        )
+    return branches
+
+
+def fit_ceilings(branches: list[dict]) -> list[dict]:
+    """Eq. 2 fitted to each branch: the ceiling A_post, the plasticity PL_rl and a verdict."""
+    fitted = []
+    for b in branches:
+        points = [p for p in b["curve"] if p["x"] > 0]
+        f = ceiling.fit([p["x"] for p in points], [p["score"] for p in points], b["p_sft"], max_score=1.0)
+        low, high = f.interval
+        fitted.append(
+            {
+                **b,
+                **{k: getattr(f, k) for k in ("a_post", "pl_rl", "c_mid", "b", "epsilon", "rmse_fit", "rmse_heldout", "status")},
+                "a_post_low": low,
+                "a_post_high": high,
+            }
+        )
+    return fitted
+
+
+def main(c: PipelineConfig) -> dict:
+    device = runs.choose_device(c.device)
+    out = Path(c.out or f"runs/{c.preset}")
+    if (out / "config.json").exists() and not c.resume:
+        raise ValueError(f"{out} already holds a run; continue it with --resume, or choose another --out")
+    if out.exists() and any(out.iterdir()) and not (out / "config.json").exists():
+        raise ValueError(f"{out} is not empty and not a run folder; choose another --out")
+    out.mkdir(parents=True, exist_ok=True)
+    runs.write_json(out / "config.json", asdict(c))
+    threads, workers = probe(c, device)
+    began = time.perf_counter()
+
+    stages = Stages(c, out)
+    data = stages.run("data", "task known corpus pool val test rl_prompts seed", lambda f: make_data(c, f))
+    base = stages.run(
+        "base",
+        "model base_steps base_batch base_lr passk",
+        lambda f: train_base(c, f, data, threads, workers),
+    )
+    runs.announce(f"base model: {base['parameters']:,} parameters, P_0 = {base['p_0']:.1%}")
+    sets = stages.run("candidates", "candidates", lambda f: make_candidates(c, f, data, base))
+    runs.announce("win rates over the pool: " + ", ".join(f"{n} {k}" for k, n in sets["counts"].items()))
+    candidates = stages.run(
+        "sft",
+        "sft_steps sft_batch sft_lr sft_checkpoints",
+        lambda f: train_candidates(c, f, data, base, sets["files"], workers),
+    )
+    selection = stages.run("select", "every_regime", lambda f: choose_starts(c, candidates))
+    runs.announce(f"selector: {selection['chosen']} has the lowest validation loss")
+    branches = stages.run(
+        "rl",
+        "algo rl_steps rl_batch rl_group rl_lr rl_points",
+        lambda f: train_branches(c, f, data, base, selection["starts"], workers),
+    )
+    branches = fit_ceilings(branches)
+
+    recommended = {(r["name"], r["recommended_step"]): r for r in selection["ranking"]}
+    for b in branches:
+        if (b["dataset"], b["sft_step"]) in recommended:
+            recommended[b["dataset"], b["sft_step"]] |= {"a_post": b["a_post"], "status": b["status"]}
+    ranking = list(recommended.values())
+    agreement = selector.agreement([r["min_val_loss"] for r in ranking], [r["a_post"] for r in ranking])
+    shown = max((b for b in branches if b["dataset"] != "base"), key=lambda b: b["best"] - b["p_sft"])
+    pairs = sample_pairs(shown["before"], shown["after"], data["test"], c.seed, c.device)
+    result = {
+        "seed": c.seed,
+        "preset": c.preset,
+        "task": c.task,
+        "flags": asdict(c),
+        "base": {k: base[k] for k in ("p_0", "pass_at_k", "parameters", "pretrain_loss")},
+        "candidates": candidates,
+        "branches": [{k: v for k, v in b.items() if k not in ("before", "after")} for b in branches],
+        "selector": {"chosen": selection["chosen"], "ranking": ranking, **agreement},
+        "samples": [{"dataset": shown["dataset"], **p} for p in pairs],
+        "environment": runs.environment(device),
+        "elapsed_s": {**stages.elapsed, "total": round(sum(stages.elapsed.values()), 1)},
+    }
+    report.write(result, out)
+    print(report.terminal_table(result))
+    runs.announce(f"report: {out / 'report.html'}   ({(time.perf_counter() - began) / 60:.1f} minutes)")
+    return result
+
+
+if __name__ == "__main__":
+    config.run_cli(lambda: main(config.parse(PipelineConfig, __doc__, presets=PRESETS, preset="demo")))

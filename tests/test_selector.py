@@ -1,0 +1,51 @@
+"""nanopcf.selector against the paper's published correlations and a choice made by hand."""
+
+import numpy as np
+import pytest
+
+from nanopcf.selector import agreement, select
+
+
+def test_published_correlations() -> None:
+    """Table 5 (Qwen2.5-7B, five scales) and Table 1 (Llama-3.2-3B): r = -0.94, rho = -1 and r = -0.96."""
+    table5 = agreement([0.51, 0.42, 0.41, 0.39, 0.37], [77.3, 79.7, 82.6, 82.8, 84.0])
+    assert table5["spearman"] == pytest.approx(-1.0) and table5["n"] == 5
+    assert round(table5["pearson"], 2) == -0.94
+    table1 = agreement([0.71, 0.59, 0.54, 0.50, 0.44], [25.0, 53.9, 55.3, 56.4, 70.4])
+    assert round(table1["pearson"], 2) == -0.96
+
+
+def test_agreement_ties_and_undefined() -> None:
+    """Tied losses share their average rank; no variance is None, not NaN."""
+    a, b = [0.5, 0.4, 0.4, 0.3], [1.0, 2.0, 4.0, 3.0]
+    expected = np.corrcoef([4, 2.5, 2.5, 1], [1, 2, 4, 3])[0, 1]
+    assert agreement(a, b)["spearman"] == pytest.approx(expected)
+    assert agreement(a, b)["pearson"] == pytest.approx(np.corrcoef(a, b)[0, 1])
+    assert agreement([0.5, 0.5], [1.0, 2.0]) == {"spearman": None, "pearson": None, "n": 2}
+    assert agreement([0.5], [1.0]) == {"spearman": None, "pearson": None, "n": 1}
+    with pytest.raises(ValueError, match="one ceiling per loss"):
+        agreement([0.5], [])
+
+
+def test_select_by_hand() -> None:
+    """Loss decides, not pass@1; severe and adaptive checkpoints are never offered; pass@k stays."""
+    low = [
+        {"step": s, "val_loss": loss, "pass_at_1": p, "pass_at_k": 0.5}
+        for s, loss, p in [(10, 0.9, 0.1), (20, 0.505, 0.2), (30, 0.5, 0.3), (40, 0.53, 0.35), (50, 0.6, 0.4)]
+    ]
+    high = [{"step": 10, "val_loss": 0.8, "pass_at_1": 0.9}]
+    selection = select([{"name": "high", "checkpoints": high}, {"name": "low", "checkpoints": low}])
+    assert [r.name for r in selection.ranking] == ["low", "high"] and selection.chosen == "low"
+    assert selection.start == {**low[2], "regime": "stable"}
+    assert [(c["step"], c["regime"]) for c in selection.alternatives] == [(20, "stable"), (40, "mild")]
+    assert selection.saturated and "regime" not in low[0]
+    assert not select([{"name": "falling", "checkpoints": low[:3]}]).saturated
+
+
+def test_bad_candidates() -> None:
+    with pytest.raises(ValueError, match="no candidate sets"):
+        select([])
+    with pytest.raises(ValueError, match="'empty' has no checkpoints"):
+        select([{"name": "empty", "checkpoints": []}])
+    with pytest.raises(ValueError, match="'bad': validation loss 0"):
+        select([{"name": "bad", "checkpoints": [{"step": 1, "val_loss": float("nan")}]}])

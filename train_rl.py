@@ -1,0 +1,343 @@
+"""Reinforcement learning with verifiable rewards: GRPO and its relatives (the second stage of the paper).
+
+    python train_rl.py --model DIR --train F.jsonl --val F.jsonl --algo dapo_dc --out runs/rl
+    python train_rl.py --list          what differs between the algorithms, as a table
+
+A step: 1. roll out G answers to each prompt; 2. verify them, normalise within the group; 3. update on the per-token
+objective. Everything an algorithm chooses stands in its row of `objectives.RECIPES`; the loop has no branch on names.
+Sampled and scored distributions are the same one: the temperature divides the logits on both sides, and there is no
+top-p here. Packing, masks and the way to log-probs are those of SFT.
+
+Every `eval_every` steps the policy is scored on --val: the curve that `nanopcf.ceiling` fits. Compute is counted by
+Eqs. 24 and 25. With dynamic sampling the run ends by itself when no prompt gives a signal any more.
+
+Left out: a value function, asynchronous rollouts, multi-GPU.
+"""
+
+import copy
+import math
+import sys
+import time
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+import kernels
+from nanopcf import checkpoint, config, flops, runs
+from nanopcf.data import Example, Rows, Sequence, batch_indices, pack, read_jsonl
+from nanopcf.evaluate import complete
+from nanopcf.objectives import (
+    RECIPES,
+    clip_stats,
+    group_advantages,
+    has_signal,
+    kl_in_reward,
+    kl_penalty,
+    overlong_penalty,
+    recipe_table,
+    rl_loss,
+    token_weights,
+)
+from nanopcf.rewards import verify
+from nanopcf.sampler import Completion, Sampler
+from train_sft import learning_rate, make_optimizer
+
+
+@dataclass(frozen=True)
+class RLConfig:
+    model: str  # folder of the model to start from
+    train: str  # JSONL with prompt and answer
+    val: str  # JSONL with prompt and answer, for the curve
+    out: str  # run folder
+    algo: str = "dapo_dc"  # a row of the table that --list prints
+    steps: int = 100  # rollout batches
+    prompts: int = 32  # prompts a batch
+    group: int = 8  # answers a prompt
+    update_prompts: int = 32  # prompts an optimizer step; fewer than --prompts gives several a batch
+    round_prompts: int = 32  # dynamic sampling: prompts a round of generation
+    max_rounds: int = 4  # dynamic sampling: rounds a batch at most; then train on what was found
+    lr: float = 5e-4  # peak learning rate
+    schedule: str = "constant"  # constant or cosine (to a tenth), after the warm-up
+    warmup: int = 5  # optimizer steps of linear warm-up
+    weight_decay: float = 0.0  # AdamW's, on matrices
+    clip: float = 1.0  # largest norm of the gradient
+    temperature: float = 1.0  # of the rollouts, and of the log-probs that are trained
+    max_new_tokens: int = 32  # longest answer
+    overlong_cache: int = 8  # soft overlong penalty: tokens before the limit where it starts
+    old_logprobs: str = "sampler"  # sampler, or recomputed by the trainer before the update
+    eval_every: int = 10  # batches between two points of the curve
+    eval_samples: int = 1  # answers a validation problem
+    eval_temperature: float = 0.7  # of the curve, as in the paper
+    checkpoint_every: int = 50  # batches between checkpoints
+    slots: int = 256  # sequences generated at a time
+    pack_length: int = 128  # tokens a packed row
+    micro_rows: int = 64  # packed rows a forward pass
+    seed: int = 0  # data order and sampling
+    threads: int = 1  # CPU threads; 1 is best for small models
+    device: str = "auto"  # auto, cpu, cuda or mps
+    resume: bool = False  # continue the run in --out
+
+    def __post_init__(self) -> None:
+        if self.algo not in RECIPES:
+            raise ValueError(f"--algo: no {self.algo!r}{config.near(self.algo, list(RECIPES))}; see --list")
+        for name in (
+            "steps prompts group update_prompts round_prompts max_rounds max_new_tokens eval_every eval_samples "
+            "checkpoint_every slots pack_length micro_rows threads"
+        ).split():
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
+        if self.temperature <= 0:
+            raise ValueError("--temperature must be above 0: a greedy rollout has nothing to learn from")
+        if self.old_logprobs not in ("sampler", "recomputed"):
+            raise ValueError(f"--old-logprobs must be sampler or recomputed, got {self.old_logprobs!r}")
+        if self.lr <= 0 or self.clip <= 0:
+            raise ValueError("--lr and --clip must be above 0")
+
+
+@dataclass
+class Group:
+    """The G answers to one prompt."""
+
+    prompt: list[int]
+    answers: list[Completion]
+    correct: Tensor  # [G] of 0/1
+
+
+@torch.no_grad()
+def score_tokens(model: torch.nn.Module, rows: list[Rows], count: int, temperature: float) -> Tensor:
+    """Log-probs of all `count` trained tokens of packed rows, in their flat order: [count] float32."""
+    logprobs = torch.empty(count, device=model.head_weight.device)
+    for part in rows:
+        hidden = model(part.tokens, positions=part.positions, documents=part.documents)
+        hidden, targets = hidden[part.trained], part.targets[part.trained]
+        logprobs[part.index[part.trained]] = kernels.linear_logprob(
+            hidden, model.head_weight, targets, temperature=temperature
+        )
+    return logprobs
+
+
+def main(c: RLConfig) -> list[dict]:
+    """Train; return the curve as dicts of step, x (FLOPs), score, greedy."""
+    # ---- 1. setup ----
+    torch.set_num_threads(c.threads)
+    device = runs.choose_device(c.device)
+    to_device = lambda t: t.to(device)  # noqa: E731
+    recipe = RECIPES[c.algo]
+    model, tokenizer = checkpoint.load(c.model, device)
+    train, val = (read_jsonl(path, need=("prompt", "answer")) for path in (c.train, c.val))
+    prompt_ids = [tokenizer.encode(e.prompt) for e in train]
+    longest = max(len(p) for p in prompt_ids) + c.max_new_tokens
+    if longest > model.config.max_length:
+        raise ValueError(
+            f"--max-new-tokens {c.max_new_tokens}: with the longest prompt that makes {longest} tokens, the model's "
+            f"context is {model.config.max_length}"
+        )
+    out = runs.open_run(c.out, c, c.resume, free=("device", "threads"))
+    reference = copy.deepcopy(model)  # where RL started: for the KL term and the KL metric
+    optimizer = make_optimizer(model, c.lr, c.weight_decay)
+    sampler = Sampler(model, slots=c.slots, max_length=model.config.max_length)
+    state = {"step": 0, "updates": 0, "drawn": 0, "x": 0.0}  # drawn: rounds of prompts; x: FLOPs spent
+    saved = runs.checkpoints(out)
+    if saved:
+        state = checkpoint.load_training(saved[-1][1], model, optimizer)
+        runs.announce(f"resuming after step {state['step']}")
+    metrics = runs.Metrics(out, state["step"])
+    runs.announce(
+        f"RL: {c.algo}, {len(train)} prompts, {model.parameter_count():,} parameters, {device.type}, float32, "
+        f"kernels: {kernels.backend()}, {c.threads} thread(s)\n"
+        "  (on-policy the loss stays near 0: watch the reward, the gradient norm and the share of groups with signal)"
+    )
+
+    def evaluate(temperature: float) -> float:
+        options = dict(max_new_tokens=c.max_new_tokens, slots=c.slots, seed=c.seed + 1_000_003)
+        correct, _ = complete(
+            model, tokenizer, val, samples=c.eval_samples, temperature=temperature, **options
+        )
+        return float(correct.mean())
+
+    def roll_out(round_: int, prompts: int) -> list[Group]:
+        """Round `round_` of generation: what it draws depends on (seed, round_) alone."""
+        drawn = batch_indices(len(train), prompts, round_, c.seed)
+        answers = sampler.generate(
+            [prompt_ids[i] for i in drawn],
+            n=c.group,
+            max_new_tokens=c.max_new_tokens,
+            temperature=c.temperature,
+            stop_ids=[tokenizer.eos_id],
+            seed=hash((c.seed, round_)),
+        )
+        groups = []
+        for j, i in enumerate(drawn):
+            own = answers[j * c.group : (j + 1) * c.group]
+            correct = torch.tensor([verify(tokenizer.decode(a.tokens), train[i].answer) for a in own])
+            groups.append(Group(prompt_ids[i], own, correct))
+        return groups
+
+    # ---- 2. the loop ----
+    if not saved:
+        metrics.log(step=0, x=0.0, score=evaluate(c.eval_temperature), greedy=evaluate(0.0))
+    bar = tqdm(
+        range(state["step"], c.steps),
+        initial=state["step"],
+        total=c.steps,
+        desc=f"RL {out.name}",
+        leave=False,
+        mininterval=0.5,
+    )
+    for step in bar:
+        began = time.perf_counter()
+        # ---- 3. rollouts (dynamic sampling: rounds, until enough groups have a signal) ----
+        groups: list[Group] = []
+        seen: list[Group] = []
+        for _ in range(c.max_rounds if recipe.dynamic_sampling else 1):
+            fresh = roll_out(state["drawn"], c.round_prompts if recipe.dynamic_sampling else c.prompts)
+            state["drawn"] += 1
+            seen += fresh
+            groups += [g for g in fresh if not recipe.dynamic_sampling or has_signal(g.correct[None])[0]]
+            if len(groups) >= c.prompts:
+                break
+        groups = groups[: c.prompts]  # the surplus is dropped, as in DAPO
+        generated = time.perf_counter()
+
+        lengths_seen = [len(g.prompt) + len(a.tokens) for g in seen for a in g.answers]
+        state["x"] += flops.rl_step(
+            model.config, len(seen), c.group, float(np.mean(lengths_seen)), train_prompts=len(groups)
+        )
+        if not groups:
+            runs.announce(f"{out.name}: no prompt gave a signal in {c.max_rounds} rounds; RL ends at step {step}")
+            break
+
+        # ---- 4. rewards and advantages ----
+        answers = [a for g in groups for a in g.answers]
+        sequences = [Sequence(g.prompt + a.tokens, len(g.prompt)) for g in groups for a in g.answers]
+        lengths = torch.tensor([len(a.tokens) for a in answers])
+        truncated = torch.tensor([a.finish_reason == "length" for a in answers])
+        sampled = torch.tensor([lp for a in answers for lp in a.logprobs])  # flat, (N,)
+        old, ref = sampled, None
+        if c.old_logprobs == "recomputed" or recipe.kl_coef:
+            rows = [r.map(to_device) for r in pack(sequences, c.pack_length).split(c.micro_rows)]
+            if c.old_logprobs == "recomputed":
+                old = score_tokens(model, rows, len(sampled), c.temperature).cpu()
+            if recipe.kl_coef:
+                ref = score_tokens(reference, rows, len(sampled), c.temperature).cpu()
+        rewards = torch.stack([g.correct for g in groups])  # (P, G)
+        if recipe.overlong == "soft":
+            rewards = rewards + overlong_penalty(lengths, c.max_new_tokens, c.overlong_cache).view_as(rewards)
+        if recipe.kl_coef and recipe.kl_place == "reward":
+            rewards = rewards - recipe.kl_coef * kl_in_reward(old, ref, lengths).view_as(rewards)
+        advantages = group_advantages(rewards, recipe.advantage).flatten()  # (P * G,)
+        trained_lengths = lengths.masked_fill(truncated, 0) if recipe.overlong == "filter" else lengths
+
+        # ---- 5. update ----
+        per_update = c.update_prompts * c.group  # sequences an optimizer step
+        starts = [0, *lengths.cumsum(0).tolist()]  # of each sequence in the flat vectors
+        loss_sum, norms, entropies, deltas = 0.0, [], [], []
+        clipped_low = clipped_high = 0.0
+        for first in range(0, len(sequences), per_update):
+            part = slice(first, first + per_update)
+            flat = slice(starts[first], starts[min(first + per_update, len(sequences))])
+            per_token = partial(torch.repeat_interleave, repeats=lengths[part])
+            weights = token_weights(trained_lengths[part], recipe.aggregation, c.max_new_tokens)
+            extras = [old[flat], per_token(advantages[part]), per_token(weights)]
+            if recipe.kl_coef and recipe.kl_place == "loss":
+                extras.append(ref[flat])
+            extras = [to_device(e) for e in extras]
+            for rows in pack(sequences[part], c.pack_length).split(c.micro_rows):
+                rows = rows.map(to_device)
+                at = rows.index[rows.trained]
+                hidden = model(rows.tokens, positions=rows.positions, documents=rows.documents)
+                loss, stats = kernels.linear_token_loss(
+                    hidden[rows.trained],
+                    model.head_weight,
+                    rows.targets[rows.trained],
+                    partial(rl_loss, recipe=recipe),
+                    [e[at] for e in extras],
+                    temperature=c.temperature,
+                )
+                loss.backward()
+                loss_sum += loss.item()
+                entropies.append(stats["entropy"])
+                low, high = clip_stats(stats["logprob"], extras[0][at], extras[1][at], recipe.clip_low, recipe.clip_high)
+                clipped_low, clipped_high = clipped_low + low.sum().item(), clipped_high + high.sum().item()
+                if first == 0:  # still the weights that sampled: sampler and trainer should agree
+                    deltas.append((stats["logprob"] - to_device(sampled[flat])[at]).abs())
+            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), c.clip).item()
+            if not math.isfinite(loss_sum + norm):
+                raise ValueError(f"step {step + 1}: loss {loss_sum}, gradient norm {norm}; try a lower --lr")
+            lr = learning_rate(
+                state["updates"], peak=c.lr, warmup=c.warmup, steps=c.steps, schedule=c.schedule
+            )
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            optimizer.step()
+            optimizer.zero_grad()
+            state["updates"] += 1
+            norms.append(norm)
+        state["step"] = step + 1
+
+        # ---- 6. log, evaluate, save ----
+        now = time.perf_counter()
+        all_correct = torch.stack([g.correct for g in seen])  # (drawn, G)
+        delta = torch.cat(deltas)
+        row = dict(
+            step=step + 1,
+            x=state["x"],
+            pass_rate=all_correct.mean().item(),
+            reward=rewards.mean().item(),
+            signal_share=has_signal(all_correct).float().mean().item(),
+            rounds=len(seen) / (c.round_prompts if recipe.dynamic_sampling else c.prompts),
+            length=lengths.float().mean().item(),
+            truncated_share=truncated.float().mean().item(),
+            entropy=torch.cat(entropies).mean().item(),
+            clip_low=clipped_low / len(sampled),
+            clip_high=clipped_high / len(sampled),
+            delta_logprob_mean=delta.mean().item(),
+            delta_logprob_max=delta.max().item(),
+            loss=loss_sum,
+            grad_norm=float(np.mean(norms)),
+            lr=lr,
+            tokens_per_s=round(sum(lengths_seen) / (now - began)),
+            generation_share=(generated - began) / (now - began),
+            peak_memory_mib=torch.cuda.max_memory_allocated() / 2**20 if device.type == "cuda" else None,
+        )
+        last = step + 1 == c.steps
+        if (step + 1) % c.eval_every == 0 or last:
+            row["score"] = evaluate(c.eval_temperature)
+            rows = [r.map(to_device) for r in pack(sequences, c.pack_length).split(c.micro_rows)]
+            now_logprob, start_logprob = (
+                score_tokens(m, rows, len(sampled), c.temperature) for m in (model, reference)
+            )
+            row["kl_to_start"] = kl_penalty(now_logprob, start_logprob, "k3").mean().item()
+        metrics.log(**row)
+        if (step + 1) % c.checkpoint_every == 0 and not last:
+            checkpoint.save_training(out / "checkpoints" / f"step-{step + 1}", model, tokenizer, optimizer, state)
+        bar.set_postfix_str(f"pass {row['pass_rate']:.2f}, signal {row['signal_share']:.2f}", refresh=False)
+
+    # ---- 7. the end: the policy, and its curve ----
+    if not (out / "curve.json").exists():
+        checkpoint.save_training(out / "checkpoints" / f"step-{state['step']}", model, tokenizer, optimizer, state)
+        rows = runs.read_metrics(metrics.path)
+        curve = [{k: r[k] for k in ("step", "x", "score", "greedy") if k in r} for r in rows if "score" in r]
+        if curve[-1]["x"] < state["x"]:  # ended between two evaluations
+            curve.append({"step": state["step"], "x": state["x"], "score": evaluate(c.eval_temperature)})
+        curve[-1]["greedy"] = evaluate(0.0)
+        runs.write_json(out / "curve.json", {"curve": curve})
+    return runs.read_json(out / "curve.json")["curve"]
+
+
+def print_curve(curve: list[dict]) -> None:
+    print(f"{'step':>6} {'FLOPs':>10} {'score':>7}")
+    for point in curve:
+        print(f"{point['step']:>6} {point['x']:>10.3g} {point['score']:>7.1%}")
+    print(f"greedy: {curve[0]['greedy']:.1%} -> {curve[-1]['greedy']:.1%}")
+
+
+if __name__ == "__main__":
+    if "--list" in sys.argv[1:]:
+        print(recipe_table())
+    else:
+        config.run_cli(lambda: print_curve(main(config.parse(RLConfig, __doc__.split("\n\n")[0]))))

@@ -1,0 +1,172 @@
+"""Supervised fine-tuning on expert trajectories (the first stage of the paper, Eq. 1's P_sft).
+
+    python train_sft.py --model DIR --train F.jsonl --val F.jsonl --out runs/sft
+
+Sequences are experts' and the objective is -logprob of the response tokens (the end token included). Examples are
+packed into rows under a document mask; the loss of an optimizer step is divided by the number of trained tokens in
+the *whole* batch, so how the batch is cut into micro-batches changes nothing. Validation loss is taken at every
+checkpoint; at the end each checkpoint is put in its regime (Eqs. 5-9): start RL from a stable one. Compute is
+counted by Eq. 23.
+
+Left out: LoRA, multi-GPU.
+"""
+
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+import kernels
+from nanopcf import checkpoint, config, flops, regimes, runs
+from nanopcf.data import Rows, Sequence, batch_indices, encode_examples, pack, read_jsonl
+
+
+@dataclass(frozen=True)
+class SFTConfig:
+    model: str  # folder of the model to start from
+    train: str  # JSONL with prompt and trajectory
+    val: str  # JSONL with prompt and trajectory, for the validation loss
+    out: str  # run folder
+    steps: int = 300  # optimizer steps
+    batch: int = 32  # examples a step
+    lr: float = 1e-3  # peak learning rate
+    schedule: str = "constant"  # constant or cosine (to a tenth), after the warm-up
+    warmup: int = 10  # steps of linear warm-up
+    weight_decay: float = 0.0  # AdamW's, on matrices
+    clip: float = 1.0  # largest norm of the gradient
+    pack_length: int = 128  # tokens a packed row
+    micro_rows: int = 64  # packed rows a forward pass; the batch is accumulated over them
+    checkpoint_every: int = 30  # steps between checkpoints (a validation each)
+    seed: int = 0  # data order
+    threads: int = 1  # CPU threads; 1 is best for small models
+    device: str = "auto"  # auto, cpu, cuda or mps
+    resume: bool = False  # continue the run in --out
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch", "pack_length", "micro_rows", "checkpoint_every", "threads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
+        if self.schedule not in ("constant", "cosine"):
+            raise ValueError(f"--schedule must be constant or cosine, got {self.schedule!r}")
+        if self.lr <= 0 or self.clip <= 0:
+            raise ValueError("--lr and --clip must be above 0")
+
+
+def learning_rate(step: int, *, peak: float, warmup: int, steps: int, schedule: str) -> float:
+    """Learning rate of step `step` (from 0): linear warm-up, then constant or a cosine down to a tenth of the peak."""
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    if schedule == "constant":
+        return peak
+    progress = (step - warmup) / max(1, steps - warmup)
+    return peak * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+def make_optimizer(model: torch.nn.Module, lr: float, weight_decay: float) -> torch.optim.AdamW:
+    """AdamW with decay on matrices only: norms and biases have no scale to shrink."""
+    matrices = [p for p in model.parameters() if p.dim() >= 2]
+    vectors = [p for p in model.parameters() if p.dim() < 2]
+    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.95), fused=True)
+
+
+def sft_loss(model: torch.nn.Module, rows: Rows) -> torch.Tensor:
+    """Sum of -logprob over the trained tokens of packed rows; the head sees those tokens' hidden states only."""
+    hidden = model(rows.tokens, positions=rows.positions, documents=rows.documents)  # (R, S, D)
+    hidden, targets = hidden[rows.trained], rows.targets[rows.trained]  # (N, D), (N,)
+    return kernels.linear_cross_entropy(hidden, model.head_weight, targets, reduction="sum")
+
+
+@torch.no_grad()
+def validation_loss(model: torch.nn.Module, batches: list[Rows]) -> float:
+    """Mean -logprob a trained token, over the whole validation set."""
+    tokens = sum(int(rows.trained.sum()) for rows in batches)
+    return sum(sft_loss(model, rows).item() for rows in batches) / tokens
+
+
+def main(c: SFTConfig) -> list[dict]:
+    """Train; return the checkpoints as dicts of step, x_sft (FLOPs), val_loss and regime."""
+    # ---- 1. setup ----
+    torch.set_num_threads(c.threads)
+    device = runs.choose_device(c.device)
+    to_device = lambda t: t.to(device)  # noqa: E731
+    model, tokenizer = checkpoint.load(c.model, device)
+    context = model.config.max_length
+    train = encode_examples(read_jsonl(c.train, need=("prompt", "trajectory")), tokenizer, context, c.train)
+    val = encode_examples(read_jsonl(c.val, need=("prompt", "trajectory")), tokenizer, context, c.val)
+    out = runs.open_run(c.out, c, c.resume, free=("device", "threads"))
+    val_batches = [rows.map(to_device) for rows in pack(val, c.pack_length).split(c.micro_rows)]
+    optimizer = make_optimizer(model, c.lr, c.weight_decay)
+
+    mean_length = sum(len(s.tokens) for s in train) / len(train)
+    step_flops = flops.sft_step(model.config, c.batch, mean_length)
+    start, saved = 0, runs.checkpoints(out)
+    if saved:
+        start = checkpoint.load_training(saved[-1][1], model, optimizer)["step"]
+        runs.announce(f"resuming after step {start}")
+    metrics = runs.Metrics(out, start)
+    runs.announce(
+        f"SFT: {len(train)} trajectories, {model.parameter_count():,} parameters, {device.type}, float32, "
+        f"kernels: {kernels.backend()}, {c.threads} thread(s)"
+    )
+
+    def save(step: int) -> None:
+        loss = validation_loss(model, val_batches)
+        if not math.isfinite(loss):
+            raise ValueError(f"the validation loss at step {step} is {loss}; try a lower --lr")
+        metrics.log(step=step, val_loss=loss, x_sft=step * step_flops)
+        checkpoint.save_training(
+            out / "checkpoints" / f"step-{step}", model, tokenizer, optimizer, {"step": step}
+        )
+
+    # ---- 2. the loop ----
+    if start == 0 and not saved:
+        save(0)
+    bar = tqdm(range(start, c.steps), initial=start, total=c.steps, desc=f"SFT {out.name}", leave=False, mininterval=0.5)
+    for step in bar:
+        began = time.perf_counter()
+        batch: list[Sequence] = [train[i] for i in batch_indices(len(train), c.batch, step, c.seed)]
+        rows = pack(batch, c.pack_length).map(to_device)
+        trained = int(rows.trained.sum())  # the denominator of the whole batch
+        total = 0.0
+        for part in rows.split(c.micro_rows):
+            loss = sft_loss(model, part) / trained
+            loss.backward()
+            total += loss.item()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), c.clip).item()
+        if not math.isfinite(total + norm):
+            raise ValueError(f"step {step + 1}: loss {total}, gradient norm {norm}; try a lower --lr or --clip")
+        lr = learning_rate(step, peak=c.lr, warmup=c.warmup, steps=c.steps, schedule=c.schedule)
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        optimizer.step()
+        optimizer.zero_grad()
+        seconds = time.perf_counter() - began
+        tokens = sum(len(s.tokens) for s in batch)
+        # ---- 3. log, validate, save ----
+        if (step + 1) % c.checkpoint_every == 0 or step + 1 == c.steps:
+            metrics.log(
+                step=step + 1, train_loss=total, grad_norm=norm, lr=lr, tokens_per_s=round(tokens / seconds)
+            )
+            save(step + 1)
+        bar.set_postfix_str(f"loss {total:.3f}", refresh=False)
+
+    # ---- 4. regimes ----
+    rows = [r for r in runs.read_metrics(metrics.path) if "val_loss" in r]
+    names = regimes.classify([r["step"] for r in rows], [r["val_loss"] for r in rows])
+    table = [{**r, "regime": name} for r, name in zip(rows, names, strict=True)]
+    runs.write_json(out / "checkpoints.json", table)
+    return table
+
+
+def print_table(table: list[dict]) -> None:
+    print(f"{'step':>6} {'FLOPs':>10} {'val loss':>9}  regime")
+    for r in table:
+        print(f"{r['step']:>6} {r['x_sft']:>10.3g} {r['val_loss']:>9.4f}  {r['regime']}")
+
+
+if __name__ == "__main__":
+    config.run_cli(lambda: print_table(main(config.parse(SFTConfig, __doc__.split("\n\n")[0]))))
