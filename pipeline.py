@@ -11,11 +11,9 @@ are plain `train_sft.main` and `train_rl.main`, in parallel processes: small mod
 """
 
 import json
-import math
 import multiprocessing
 import os
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -76,11 +74,15 @@ class PipelineConfig:
 
     def __post_init__(self) -> None:
         if self.task not in FAMILIES:
-            raise ValueError(f"--task: no {self.task!r}{config.near(self.task, list(FAMILIES))}; there are {', '.join(FAMILIES)}")
+            raise ValueError(
+                f"--task: no {self.task!r}{config.near(self.task, list(FAMILIES))}; there are {', '.join(FAMILIES)}"
+            )
         if self.model not in NANO:
             raise ValueError(f"--model: no {self.model!r}; there are {', '.join(NANO)}")
         if self.algo not in RECIPES:
-            raise ValueError(f"--algo: no {self.algo!r}{config.near(self.algo, list(RECIPES))}; there are {', '.join(RECIPES)}")
+            raise ValueError(
+                f"--algo: no {self.algo!r}{config.near(self.algo, list(RECIPES))}; there are {', '.join(RECIPES)}"
+            )
         for name in self.candidates:
             kind, _, size = name.partition("-")
             if kind not in ("uniform", "easy", "hard") or not size.isdigit() or int(size) < 1:
@@ -89,13 +91,17 @@ class PipelineConfig:
             raise ValueError("--candidates must name at least one set, and none twice")
         unknown = [n for n in self.every_regime if n not in self.candidates]
         if unknown:
-            raise ValueError(f"--every-regime: {unknown[0]!r} is not among --candidates ({', '.join(self.candidates)})")
+            raise ValueError(
+                f"--every-regime: {unknown[0]!r} is not among --candidates ({', '.join(self.candidates)})"
+            )
         positive = "corpus base_steps base_batch pool val test sft_steps sft_batch sft_checkpoints passk rl_prompts rl_steps rl_batch rl_group"
         for name in positive.split():
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
         if not 4 <= self.rl_points <= self.rl_steps:
-            raise ValueError(f"--rl-points must be from 4 (a curve's fit needs them) to --rl-steps, got {self.rl_points}")
+            raise ValueError(
+                f"--rl-points must be from 4 (a curve's fit needs them) to --rl-steps, got {self.rl_points}"
+            )
         if self.workers < 0 or self.threads < 0:
             raise ValueError("--workers and --threads must be 0 (chosen here) or more")
         if self.sft_checkpoints > self.sft_steps:
@@ -142,14 +148,20 @@ def in_child(log: Path) -> None:
     sys.stderr = log.open("a", encoding="utf-8", buffering=1)
 
 
-def run_parallel(label: str, jobs: dict[str, tuple], workers: int, log: Path, live: Callable | None = None) -> dict:
+def run_parallel(
+    label: str, jobs: dict[str, tuple], workers: int, log: Path, live: Callable | None = None
+) -> dict:
     """{name: function(*arguments)} of jobs {name: (function, arguments...)}, `workers` at a time, under one bar.
 
     live() -> (share done 0..1, text) is asked twice a second for what the bar shows.
     """
     results = {}
     spawn = multiprocessing.get_context("spawn")  # fork after torch has started threads can hang
-    bar = tqdm(total=100, desc=label, bar_format="{desc:<12} {percentage:3.0f}% |{bar:24}| {elapsed}<{remaining} {postfix}")
+    bar = tqdm(
+        total=100,
+        desc=label,
+        bar_format="{desc:<12} {percentage:3.0f}% |{bar:24}| {elapsed}<{remaining} {postfix}",
+    )
     with bar, ProcessPoolExecutor(min(workers, len(jobs)), spawn, in_child, (log,)) as pool:
         futures = {pool.submit(*job): name for name, job in jobs.items()}
         try:
@@ -237,7 +249,12 @@ def sample_pairs(before: str, after: str, data: str, seed: int, device: str, cou
     for path in (before, after):
         model, tokenizer = checkpoint.load(path, runs.choose_device(device))
         correct, texts = complete(
-            model, tokenizer, examples, temperature=0.0, max_new_tokens=train_rl.RLConfig.max_new_tokens, seed=seed
+            model,
+            tokenizer,
+            examples,
+            temperature=0.0,
+            max_new_tokens=train_rl.RLConfig.max_new_tokens,
+            seed=seed,
         )
         sides.append(list(zip(texts, correct[:, 0] == 1, strict=True)))
     kinds: dict[tuple[bool, bool], list[dict]] = {}
@@ -256,9 +273,7 @@ def make_data(c: PipelineConfig, folder: Path) -> dict:
     """Problems for every purpose, no prompt in two of them."""
     taken: set[str] = set()
     splits = {}
-    for i, (name, count) in enumerate(
-        dict(test=c.test, val=c.val, rl=c.rl_prompts, pool=c.pool).items()
-    ):
+    for i, (name, count) in enumerate(dict(test=c.test, val=c.val, rl=c.rl_prompts, pool=c.pool).items()):
         splits[name] = make_examples(c.task, count, (c.seed, i), exclude=taken)
         taken |= {e.prompt for e in splits[name]}
     splits["corpus"] = make_examples(c.task, c.corpus, (c.seed, 9), lore=Lore(c.seed, c.known), exclude=taken)
@@ -335,7 +350,9 @@ def make_candidates(c: PipelineConfig, folder: Path, data: dict, base: dict) -> 
     return {"files": files, "counts": {k: len(v) for k, v in kinds.items()}}
 
 
-def train_candidates(c: PipelineConfig, folder: Path, data: dict, base: dict, files: dict, workers: int) -> list[dict]:
+def train_candidates(
+    c: PipelineConfig, folder: Path, data: dict, base: dict, files: dict, workers: int
+) -> list[dict]:
     """SFT on every candidate set, then pass@1 and pass@k of every checkpoint."""
     jobs = {
         name: (
@@ -371,7 +388,13 @@ def train_candidates(c: PipelineConfig, folder: Path, data: dict, base: dict, fi
         losses = [row["val_loss"] for row in rows]
         kind, size = name.split("-")
         candidates.append(
-            {"name": name, "size": int(size), "difficulty": kind, "min_val_loss": min(losses), "checkpoints": rows}
+            {
+                "name": name,
+                "size": int(size),
+                "difficulty": kind,
+                "min_val_loss": min(losses),
+                "checkpoints": rows,
+            }
         )
     return candidates
 
@@ -404,10 +427,17 @@ def choose_starts(c: PipelineConfig, candidates: list[dict]) -> dict:
                 "pass_at_k": best["pass_at_k"],
             }
         )
-    return {"chosen": selection.chosen, "ranking": ranking, "starts": starts, "saturated": selection.saturated}
+    return {
+        "chosen": selection.chosen,
+        "ranking": ranking,
+        "starts": starts,
+        "saturated": selection.saturated,
+    }
 
 
-def train_branches(c: PipelineConfig, folder: Path, data: dict, base: dict, starts: list[dict], workers: int) -> list[dict]:
+def train_branches(
+    c: PipelineConfig, folder: Path, data: dict, base: dict, starts: list[dict], workers: int
+) -> list[dict]:
     """RL from every start; a branch is its start, its curve and its final policy."""
     jobs, models = {}, {}
     for s in starts:
@@ -458,16 +488,16 @@ def fit_ceilings(branches: list[dict]) -> list[dict]:
     fitted = []
     for b in branches:
         points = [p for p in b["curve"] if p["x"] > 0]
-        f = ceiling.fit([p["x"] for p in points], [p["score"] for p in points], b["p_sft"], max_score=1.0)
-        low, high = f.interval
-        fitted.append(
-            {
-                **b,
-                **{k: getattr(f, k) for k in ("a_post", "pl_rl", "c_mid", "b", "epsilon", "rmse_fit", "rmse_heldout", "status")},
-                "a_post_low": low,
-                "a_post_high": high,
-            }
-        )
+        if len(points) < 4:  # RL ended at once, without a signal: all that is known is what was reached
+            fit = dict(a_post=b["best"], pl_rl=b["best"] - b["p_sft"], status="still rising")
+            fit |= dict(a_post_low=b["best"], a_post_high=1.0)
+            fit |= dict.fromkeys(("c_mid", "b", "epsilon", "rmse_fit", "rmse_heldout"))
+        else:
+            f = ceiling.fit([p["x"] for p in points], [p["score"] for p in points], b["p_sft"], max_score=1.0)
+            names = ("a_post", "pl_rl", "c_mid", "b", "epsilon", "rmse_fit", "rmse_heldout", "status")
+            fit = {name: getattr(f, name) for name in names}
+            fit["a_post_low"], fit["a_post_high"] = f.interval
+        fitted.append({**b, **fit})
     return fitted
 
 

@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 import kernels
 from nanopcf import checkpoint, config, flops, runs
-from nanopcf.data import Example, Rows, Sequence, batch_indices, pack, read_jsonl
+from nanopcf.data import Rows, Sequence, batch_indices, pack, read_jsonl
 from nanopcf.evaluate import complete
 from nanopcf.objectives import (
     RECIPES,
@@ -208,7 +208,9 @@ def main(c: RLConfig) -> list[dict]:
             model.config, len(seen), c.group, float(np.mean(lengths_seen)), train_prompts=len(groups)
         )
         if not groups:
-            runs.announce(f"{out.name}: no prompt gave a signal in {c.max_rounds} rounds; RL ends at step {step}")
+            runs.announce(
+                f"{out.name}: no prompt gave a signal in {c.max_rounds} rounds; RL ends at step {step}"
+            )
             break
 
         # ---- 4. rewards and advantages ----
@@ -261,7 +263,9 @@ def main(c: RLConfig) -> list[dict]:
                 loss.backward()
                 loss_sum += loss.item()
                 entropies.append(stats["entropy"])
-                low, high = clip_stats(stats["logprob"], extras[0][at], extras[1][at], recipe.clip_low, recipe.clip_high)
+                low, high = clip_stats(
+                    stats["logprob"], extras[0][at], extras[1][at], recipe.clip_low, recipe.clip_high
+                )
                 clipped_low, clipped_high = clipped_low + low.sum().item(), clipped_high + high.sum().item()
                 if first == 0:  # still the weights that sampled: sampler and trainer should agree
                     deltas.append((stats["logprob"] - to_device(sampled[flat])[at]).abs())
@@ -314,12 +318,16 @@ def main(c: RLConfig) -> list[dict]:
             row["kl_to_start"] = kl_penalty(now_logprob, start_logprob, "k3").mean().item()
         metrics.log(**row)
         if (step + 1) % c.checkpoint_every == 0 and not last:
-            checkpoint.save_training(out / "checkpoints" / f"step-{step + 1}", model, tokenizer, optimizer, state)
+            checkpoint.save_training(
+                out / "checkpoints" / f"step-{step + 1}", model, tokenizer, optimizer, state
+            )
         bar.set_postfix_str(f"pass {row['pass_rate']:.2f}, signal {row['signal_share']:.2f}", refresh=False)
 
     # ---- 7. the end: the policy, and its curve ----
     if not (out / "curve.json").exists():
-        checkpoint.save_training(out / "checkpoints" / f"step-{state['step']}", model, tokenizer, optimizer, state)
+        checkpoint.save_training(
+            out / "checkpoints" / f"step-{state['step']}", model, tokenizer, optimizer, state
+        )
         rows = runs.read_metrics(metrics.path)
         curve = [{k: r[k] for k in ("step", "x", "score", "greedy") if k in r} for r in rows if "score" in r]
         if curve[-1]["x"] < state["x"]:  # ended between two evaluations

@@ -14,7 +14,6 @@ Left out: LoRA, multi-GPU.
 import math
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from tqdm import tqdm
@@ -125,7 +124,14 @@ def main(c: SFTConfig) -> list[dict]:
     # ---- 2. the loop ----
     if start == 0 and not saved:
         save(0)
-    bar = tqdm(range(start, c.steps), initial=start, total=c.steps, desc=f"SFT {out.name}", leave=False, mininterval=0.5)
+    bar = tqdm(
+        range(start, c.steps),
+        initial=start,
+        total=c.steps,
+        desc=f"SFT {out.name}",
+        leave=False,
+        mininterval=0.5,
+    )
     for step in bar:
         began = time.perf_counter()
         batch: list[Sequence] = [train[i] for i in batch_indices(len(train), c.batch, step, c.seed)]
@@ -138,7 +144,9 @@ def main(c: SFTConfig) -> list[dict]:
             total += loss.item()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), c.clip).item()
         if not math.isfinite(total + norm):
-            raise ValueError(f"step {step + 1}: loss {total}, gradient norm {norm}; try a lower --lr or --clip")
+            raise ValueError(
+                f"step {step + 1}: loss {total}, gradient norm {norm}; try a lower --lr or --clip"
+            )
         lr = learning_rate(step, peak=c.lr, warmup=c.warmup, steps=c.steps, schedule=c.schedule)
         for group in optimizer.param_groups:
             group["lr"] = lr

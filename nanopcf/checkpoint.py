@@ -36,7 +36,9 @@ def to_hf_config(c: ModelConfig) -> dict:
     if c.qkv_bias and c.qk_norm:
         raise ValueError("checkpoint: no published architecture has both a bias and a norm on q and k")
     kind = "qwen3" if c.qk_norm else "qwen2" if c.qkv_bias else "llama"
-    architecture = {"qwen3": "Qwen3ForCausalLM", "qwen2": "Qwen2ForCausalLM", "llama": "LlamaForCausalLM"}[kind]
+    architecture = {"qwen3": "Qwen3ForCausalLM", "qwen2": "Qwen2ForCausalLM", "llama": "LlamaForCausalLM"}[
+        kind
+    ]
     values = {theirs: asdict(c)[ours] for ours, theirs in HF_FIELDS.items()}
     return {
         "architectures": [architecture],
@@ -131,7 +133,9 @@ def load(
         if n in found and found[n].shape != w.shape
     ]
     if problems:
-        raise ValueError(f"{path / 'model.safetensors'}: doesn't match config.json: {'; '.join(problems[:8])}")
+        raise ValueError(
+            f"{path / 'model.safetensors'}: doesn't match config.json: {'; '.join(problems[:8])}"
+        )
     with torch.no_grad():
         for name, w in expected.items():
             w.copy_(found[name])

@@ -139,7 +139,13 @@ def parse(
 
 
 def _show(default: Any) -> str:
-    return " ".join(map(str, default)) if isinstance(default, tuple) else "none" if default in (None, "") else str(default)
+    return (
+        " ".join(map(str, default))
+        if isinstance(default, tuple)
+        else "none"
+        if default in (None, "")
+        else str(default)
+    )
 
 
 def run_cli(main, *arguments) -> None:

@@ -34,7 +34,9 @@ def read_jsonl(path: str | Path, *, need: tuple[str, ...] = ("prompt",)) -> list
     try:
         lines = path.read_bytes().splitlines()
     except OSError as error:
-        raise ValueError(f"{path}: can't be read ({error.strerror}); expected a JSONL file of examples") from error
+        raise ValueError(
+            f"{path}: can't be read ({error.strerror}); expected a JSONL file of examples"
+        ) from error
     examples = []
     for number, line in enumerate(lines, 1):
         if not line.strip():
@@ -47,14 +49,18 @@ def read_jsonl(path: str | Path, *, need: tuple[str, ...] = ("prompt",)) -> list
             raise ValueError(f"{path}, line {number}: expected a JSON object, found {type(row).__name__}")
         for name in ("prompt", "trajectory", "answer"):
             if name in need and name not in row:
-                raise ValueError(f"{path}, line {number}: no field {name!r}; it has {', '.join(row) or 'none'}")
+                raise ValueError(
+                    f"{path}, line {number}: no field {name!r}; it has {', '.join(row) or 'none'}"
+                )
             if not isinstance(row.get(name, ""), str):
                 raise ValueError(f"{path}, line {number}: {name!r} must be a string, found {row[name]!r:.40}")
         if not row["prompt"]:
             raise ValueError(f"{path}, line {number}: 'prompt' is empty")
         known = {k: row.pop(k) for k in ("prompt", "trajectory", "answer") if k in row}
         meta = row.pop("meta", {})
-        examples.append(Example(**known, meta={**(meta if isinstance(meta, dict) else {"meta": meta}), **row}))
+        examples.append(
+            Example(**known, meta={**(meta if isinstance(meta, dict) else {"meta": meta}), **row})
+        )
     if not examples:
         raise ValueError(f"{path}: no examples in it")
     return examples
@@ -106,7 +112,9 @@ class Rows:
     positions: Tensor  # restart at 0 with every sequence
     documents: Tensor  # 1, 2, ... within a row; 0 is padding
     targets: Tensor  # the token that this position must predict, or -100
-    index: Tensor  # that token's place among all trained tokens, in the order the sequences were given; or -100
+    index: (
+        Tensor  # that token's place among all trained tokens, in the order the sequences were given; or -100
+    )
 
     def map(self, f: Callable[[Tensor], Tensor]) -> "Rows":
         return Rows(*(f(getattr(self, field.name)) for field in fields(self)))
@@ -123,7 +131,9 @@ class Rows:
 def pack(sequences: list[Sequence], length: int) -> Rows:
     """First-fit decreasing into rows of `length` tokens (longer when one sequence is)."""
     length = max(length, max(len(s.tokens) for s in sequences))
-    first = np.cumsum([0] + [len(s.tokens) - s.prompt_length for s in sequences])  # place of its first trained token
+    first = np.cumsum(
+        [0] + [len(s.tokens) - s.prompt_length for s in sequences]
+    )  # place of its first trained token
     bins: list[list[int]] = []
     room: list[int] = []
     for i in sorted(range(len(sequences)), key=lambda i: -len(sequences[i].tokens)):

@@ -91,7 +91,9 @@ def main(c: EvaluateConfig) -> None:
         print(f"{e.prompt} {text!r}  answer {e.answer!r}  {'right' if verify(text, e.answer) else 'wrong'}")
     error = correct.mean(axis=1).std(ddof=1) / len(examples) ** 0.5 if len(examples) > 1 else float("nan")
     name = "pass@1" if c.samples == 1 else f"avg@{c.samples}"
-    print(f"{len(examples)} problems, temperature {c.temperature:g}: {name} {correct.mean():.1%} ± {error:.1%}")
+    print(
+        f"{len(examples)} problems, temperature {c.temperature:g}: {name} {correct.mean():.1%} ± {error:.1%}"
+    )
     if c.samples > 1:
         print(f"pass@{c.samples} {pass_at_k(correct, c.samples):.1%}")
 

@@ -1,6 +1,6 @@
 """Complete one prompt.
 
-    python -m nanopcf.generate --model DIR --prompt "47+85*36         ="
+python -m nanopcf.generate --model DIR --prompt "47+85*36         ="
 """
 
 from dataclasses import dataclass

@@ -128,7 +128,11 @@ def environment(device: torch.device) -> dict:
     """What a number must be quoted with: command, versions, device, commit."""
     root = Path(__file__).resolve().parents[1]
     git = subprocess.run(["git", "-C", root, "rev-parse", "HEAD"], capture_output=True, text=True)
-    name = torch.cuda.get_device_name() if device.type == "cuda" else f"{platform.machine()}, {os.cpu_count()} cores"
+    name = (
+        torch.cuda.get_device_name()
+        if device.type == "cuda"
+        else f"{platform.machine()}, {os.cpu_count()} cores"
+    )
     return {
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "versions": {"python": platform.python_version(), "torch": torch.__version__},

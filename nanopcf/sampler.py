@@ -42,7 +42,9 @@ def counter_uniforms(seed: int, rows: int, columns: int) -> np.ndarray:
 
     step = np.uint64(0x9E3779B97F4A7C15)
     with np.errstate(over="ignore"):
-        key = mix(np.array([seed % 2**64], dtype=np.uint64) + step)  # mixed first, so seeds 1 and 2 share nothing
+        key = mix(
+            np.array([seed % 2**64], dtype=np.uint64) + step
+        )  # mixed first, so seeds 1 and 2 share nothing
         row = mix(key + step * np.arange(1, rows + 1, dtype=np.uint64))[:, None]
         bits = mix(row + step * np.arange(1, columns + 1, dtype=np.uint64))
     return (bits >> np.uint64(40)).astype(np.float32) * np.float32(2**-24)
@@ -66,7 +68,9 @@ def sample(logits: Tensor, uniform: Tensor, temperature: float, top_p: float) ->
         logprob = torch.empty_like(logprob).scatter_(-1, order, ordered)
     cdf = logprob.exp().cumsum(-1)
     # scaled by the last entry, since a float32 sum seldom ends at 1 exactly
-    token = torch.searchsorted(cdf, (uniform * cdf[:, -1])[:, None], right=True).clamp_(max=logits.shape[-1] - 1)
+    token = torch.searchsorted(cdf, (uniform * cdf[:, -1])[:, None], right=True).clamp_(
+        max=logits.shape[-1] - 1
+    )
     return token.squeeze(-1), logprob.gather(-1, token).squeeze(-1)
 
 
@@ -101,9 +105,13 @@ class Sampler:
         """
         longest = max((len(p) for p in prompts), default=0)
         if n < 1 or max_new_tokens < 1:
-            raise ValueError(f"sampler: n and max_new_tokens must be at least 1, got {n} and {max_new_tokens}")
+            raise ValueError(
+                f"sampler: n and max_new_tokens must be at least 1, got {n} and {max_new_tokens}"
+            )
         if not 0 < top_p <= 1 or temperature < 0:
-            raise ValueError(f"sampler: need 0 < top_p <= 1 and temperature >= 0, got {top_p} and {temperature}")
+            raise ValueError(
+                f"sampler: need 0 < top_p <= 1 and temperature >= 0, got {top_p} and {temperature}"
+            )
         for i, p in enumerate(prompts):
             if not 0 < len(p) < self.max_length:
                 raise ValueError(

@@ -17,8 +17,6 @@ of authors who make it. So a base model knows the procedure and part of the fact
 expert trajectory teaches exactly the facts that stand in it.
 """
 
-from dataclasses import dataclass
-
 import numpy as np
 
 from nanopcf.data import Example
@@ -48,7 +46,11 @@ class Lore:
             for a in range(10):
                 for b in range(10):
                     for carry in (0, 1):
-                        unknown, share, shift = rng.random() >= known, rng.uniform(0.5, 1), rng.integers(1, 10)
+                        unknown, share, shift = (
+                            rng.random() >= known,
+                            rng.uniform(0.5, 1),
+                            rng.integers(1, 10),
+                        )
                         fact = (op, a, b, carry)
                         if unknown:
                             self.mistake[fact] = (share, (true_fact(fact)[1] + int(shift)) % 10)

@@ -1,0 +1,196 @@
+"""Output head fused with the loss, in plain PyTorch: the specification of the kernels, and the CPU path.
+
+The logits z = x W^T / T of N tokens over V words are the largest tensor of language-model training, and nothing but
+three numbers a row is wanted of them. With p = softmax(z) and target y:
+
+    lse = log sum_v exp z_v        logprob = z_y - lse        H = -sum_v p_v log p_v = lse - sum_v p_v z_v
+
+For any loss l(logprob, lse, H), with its three derivatives g_lp, g_lse, g_H in a row,
+
+    dl/dz_v = g_lp (1[v=y] - p_v) + g_lse p_v - g_H p_v (log p_v + H)
+            = a 1[v=y] + p_v (b + c log p_v),     a = g_lp,  b = g_lse - g_lp - g_H H,  c = -g_H
+
+and then dx = dz W / T, dW = dz^T x / T. So cross-entropy, PPO's clip, a KL term and an entropy bonus are one kernel
+with three floats a row. Rows are worked in chunks, so that only [chunk, V] exists at any time. A chunked loop alone
+would save nothing: autograd would keep every chunk's logits. Hence the two custom functions:
+
+- `TokenLoss` evaluates the loss and its gradients chunk by chunk in *forward*, while the chunk's logits are there:
+  3 matrix products (z, dx, dW). For losses that are sums over tokens: SFT and everything like GRPO.
+- `Logprob` returns logprob and entropy for any later use, and recomputes the logits in backward: 4 products.
+
+Arithmetic is float32 whatever comes in: log-probs from bfloat16 logits are off by 1 %, which a policy ratio can't bear
+(and bfloat16 products on a CPU are 100 times slower).
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+CHUNK_ELEMENTS = 2**20  # logits at a time: 4 MiB, about a core's cache
+
+
+def chunks(rows: int, vocab: int, device: torch.device) -> Iterator[slice]:
+    """Slices of rows: as many as CHUNK_ELEMENTS logits allow, but not so few that W is read again and again."""
+    size = max(256 if device.type == "cpu" else 2048, CHUNK_ELEMENTS // vocab)
+    return (slice(i, min(i + size, rows)) for i in range(0, rows, size))
+
+
+def softmax_stats(x: Tensor, w: Tensor, y: Tensor, temperature: float, entropy: bool):
+    """One chunk: x [C, D], w [V, D], y [C] -> p [C, V], logprob, lse, H (or None) [C], and log p [C, V] for H."""
+    z = x @ w.T  # (C, V), the only tensor of this size; it becomes p in place
+    if temperature != 1:
+        z.div_(temperature)
+    top = z.amax(dim=1, keepdim=True)
+    z.sub_(top)
+    z_y = z.gather(1, y[:, None]).squeeze(1)
+    logp = z.clone() if entropy else None
+    p = z.exp_()
+    total = p.sum(dim=1, keepdim=True)
+    p.div_(total)
+    log_total = total.log()
+    lse = (top + log_total).squeeze(1)
+    logprob = z_y - log_total.squeeze(1)
+    h = None
+    if entropy:
+        logp.sub_(log_total)
+        h = -torch.linalg.vecdot(p, logp)
+    return p, logprob, lse, h, logp
+
+
+def logits_gradient(
+    p: Tensor, logp: Tensor | None, y: Tensor, a: Tensor, b: Tensor, c: Tensor | None
+) -> Tensor:
+    """dz = a 1[v=y] + p (b + c log p), written over p (and log p)."""
+    if c is None:
+        dz = p.mul_(b[:, None])
+    else:
+        dz = p.mul_(logp.mul_(c[:, None]).add_(b[:, None]))
+    return dz.scatter_add_(1, y[:, None], a[:, None])
+
+
+class TokenLoss(torch.autograd.Function):
+    """Sum over chunks of loss_fn(logprob, lse, entropy, *extras), its gradients made in forward."""
+
+    @staticmethod
+    def forward(ctx, hidden, weight, targets, loss_fn, extras, temperature, entropy):
+        N, V = len(hidden), len(weight)
+        need_x, need_w = ctx.needs_input_grad[:2]
+        x_all, w = hidden.float(), weight.float()  # no copy when they are float32
+        dx = torch.empty_like(x_all) if need_x else None  # (N, D)
+        dw = torch.zeros_like(w) if need_w else None  # (V, D)
+        stats = [torch.empty(N, device=hidden.device) for _ in range(3 if entropy else 2)]
+        loss = torch.zeros((), device=hidden.device)
+        for rows in chunks(N, V, hidden.device):
+            # 1. the chunk's logits and what is wanted of them
+            x, y = x_all[rows], targets[rows]
+            p, *values, logp = softmax_stats(x, w, y, temperature, entropy)
+            values = [v for v in values if v is not None]  # logprob, lse[, entropy]
+            for whole, part in zip(stats, values, strict=True):
+                whole[rows] = part
+            # 2. the loss, and its derivative by each of them
+            leaves = [v.requires_grad_(need_x or need_w) for v in values]
+            with torch.set_grad_enabled(need_x or need_w):
+                part = loss_fn(*leaves, *([] if entropy else [None]), *(e[rows] for e in extras))
+            loss += part.detach()
+            if not (need_x or need_w):
+                continue
+            grads = torch.autograd.grad(part, leaves, allow_unused=True)
+            g_lp, g_lse, *g_h = (torch.zeros_like(y, dtype=torch.float32) if g is None else g for g in grads)
+            # 3. the logits' gradient, and the two products
+            b, c = g_lse - g_lp, None
+            if entropy:
+                b, c = b - g_h[0] * values[2].detach(), -g_h[0]
+            dz = logits_gradient(p, logp, y, g_lp, b, c)
+            if need_x:
+                torch.mm(dz, w, out=dx[rows])
+            if need_w:
+                dw.addmm_(dz.T, x)
+        for g in (dx, dw):
+            if g is not None and temperature != 1:
+                g.div_(temperature)
+        ctx.grads = [None if g is None else g.to(t.dtype) for g, t in ((dx, hidden), (dw, weight))]
+        ctx.mark_non_differentiable(*stats)
+        return loss, *stats
+
+    @staticmethod
+    def backward(ctx, grad_loss, *_):
+        if ctx.grads is None:
+            raise RuntimeError(
+                "linear_token_loss: its gradients were used up by the first backward; call it again"
+            )
+        grads, ctx.grads = ctx.grads, None
+        # scaled in place: a copy would be another [V, D]
+        return (
+            *(None if g is None else g.mul_(grad_loss.to(g.dtype)) for g in grads),
+            None,
+            None,
+            None,
+            None,
+            None,
+        )
+
+
+class Logprob(torch.autograd.Function):
+    """(logprob [N], entropy [N] or None), differentiable; logits recomputed in backward."""
+
+    @staticmethod
+    def forward(ctx, hidden, weight, targets, temperature, entropy):
+        logprob = torch.empty(len(hidden), device=hidden.device)
+        h = torch.empty_like(logprob) if entropy else None
+        w = weight.float()
+        for rows in chunks(len(hidden), len(weight), hidden.device):
+            _, lp, _, h_rows, _ = softmax_stats(hidden[rows].float(), w, targets[rows], temperature, entropy)
+            logprob[rows] = lp
+            if entropy:
+                h[rows] = h_rows
+        ctx.save_for_backward(hidden, weight, targets, h)
+        ctx.temperature = temperature
+        return logprob, h
+
+    @staticmethod
+    def backward(ctx, g_lp, g_h):
+        hidden, weight, targets, h = ctx.saved_tensors
+        need_x, need_w = ctx.needs_input_grad[:2]
+        w = weight.float()
+        dx = torch.empty_like(hidden) if need_x else None
+        dw = torch.zeros_like(w) if need_w else None
+        with_entropy = h is not None and g_h is not None
+        for rows in chunks(len(hidden), len(weight), hidden.device):
+            x, y = hidden[rows].float(), targets[rows]
+            p, _, _, _, logp = softmax_stats(x, w, y, ctx.temperature, with_entropy)
+            a = g_lp[rows] / ctx.temperature
+            b, c = -a, None
+            if with_entropy:
+                c = -g_h[rows] / ctx.temperature
+                b = b + c * h[rows]
+            dz = logits_gradient(p, logp, y, a, b, c)
+            if need_x:
+                dx[rows] = (dz @ w).to(dx.dtype)
+            if need_w:
+                dw.addmm_(dz.T, x)
+        return dx, None if dw is None else dw.to(weight.dtype), None, None, None
+
+
+def linear_token_loss(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    loss_fn: Callable[..., Tensor],
+    extras: Sequence[Tensor],
+    temperature: float,
+    entropy: bool,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    if (
+        not torch.is_grad_enabled()
+    ):  # inside a custom function that can't be seen: there grad mode is always off
+        hidden, weight = hidden.detach(), weight.detach()
+    loss, *stats = TokenLoss.apply(hidden, weight, targets, loss_fn, tuple(extras), temperature, entropy)
+    return loss, dict(zip(("logprob", "lse", "entropy"), stats, strict=False))
+
+
+def linear_logprob(
+    hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float, entropy: bool
+) -> Tensor | tuple[Tensor, Tensor]:
+    logprob, h = Logprob.apply(hidden, weight, targets, temperature, entropy)
+    return (logprob, h) if entropy else logprob
