@@ -204,7 +204,7 @@ class Transformer(nn.Module):
         each other (packing; positions must restart with each document). kv_cache: keys and values are written at
         `positions` and read back up to `length` (default: the highest position + 1); rows 0..B-1 of the cache.
         """
-        B, T = tokens.shape
+        T = tokens.shape[1]
         mask, store = None, None
         if positions is None:
             assert T <= self.config.max_length, f"{T} tokens, the model's context is {self.config.max_length}"

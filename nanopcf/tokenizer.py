@@ -26,11 +26,12 @@ class TextTokenizer:
         return self.tokenizer.get_vocab_size()
 
     def encode(self, text: str) -> list[int]:
-        # a character-level WordLevel model drops what it can't spell, so compare the two spellings
-        ids = self.tokenizer.encode(text, add_special_tokens=False).ids
-        if self.decode(ids) != text:
-            unknown = sorted(set(text) - set(self.decode(ids)))
-            raise ValueError(f"tokenizer: can't spell {''.join(unknown)!r} in {text[:60]!r}")
+        try:
+            ids = self.tokenizer.encode(text, add_special_tokens=False).ids
+        except Exception as error:  # the library raises bare Exception for a symbol without a token
+            vocabulary = self.tokenizer.get_vocab()
+            unknown = "".join(sorted({ch for ch in text if ch not in vocabulary}))
+            raise ValueError(f"tokenizer: can't spell {unknown!r} in {text[:60]!r}") from error
         return ids
 
     def encode_answer(self, text: str) -> list[int]:

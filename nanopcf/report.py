@@ -1,0 +1,517 @@
+"""The report of a pipeline run: report.json, four figures, one self-contained report.html, a table for the terminal.
+
+Figures mirror the paper's: Fig. 3 (P_sft and ceiling over SFT compute and regimes, validation loss beside), Fig. 8
+(RL curves with their fits and ceilings), validation loss against ceiling, and score against total compute. A ceiling
+that the curve doesn't identify (`still rising`) is drawn open, as the lower bound that it is.
+
+`claims` holds the paper's statements against this run's numbers, and says "not resolved" where the intervals overlap:
+one seed of a nano model is no evidence for or against a paper, but it shows what to look at.
+
+matplotlib (the extra `plot`) is imported only where figures are drawn; without it the page has its tables.
+"""
+
+import base64
+import html
+import io
+import math
+import os
+from pathlib import Path
+
+from nanopcf import runs
+
+SHADES = {
+    "adaptive": "#dbe9f6",
+    "stable": "#d9f0d3",
+    "unstable": "#eeeeee",
+    "mild": "#fdf0c8",
+    "severe": "#f9d9d0",
+}
+COLOURS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#8a6d00", "#5e3c99", "#444444", "#a6611a"]
+REGIME_COLOURS = {
+    "base": "#444444", "adaptive": "#0072b2", "stable": "#009e73", "unstable": "#777777", "mild": "#c79100", "severe": "#d55e00",
+}  # fmt: skip
+
+
+def percent(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.1f}"
+
+
+def si(flops: float) -> str:
+    """1.2e12 -> "1.20 TFLOPs"."""
+    power = min(6, int(math.log10(flops) // 3)) if flops >= 1 else 0
+    return f"{flops / 1000**power:.3g} {' KMGTPE'[power].strip()}FLOPs"
+
+
+def label(b: dict) -> str:
+    return "pure RL" if b["dataset"] == "base" else f"{b['dataset']} @{b['sft_step']} ({b['regime']})"
+
+
+def rising(b: dict) -> bool:
+    return b["status"] == "still rising"
+
+
+def ceiling_text(b: dict) -> str:
+    if rising(b):
+        return f"≥ {percent(b['best'])}"
+    return f"{percent(b['a_post'])} [{percent(b['a_post_low'])}, {percent(b['a_post_high'])}]"
+
+
+# ---- what the paper says, and what this run shows ----
+
+
+def compare(high: dict, low: dict) -> str:
+    """Is the ceiling of `high` above that of `low`? shown / not shown / not resolved, by verdicts and intervals."""
+    # a rising branch has no upper bound; what it reached is its lower one
+    low_of = lambda b: b["best"] if rising(b) else b["a_post_low"]  # noqa: E731
+    high_of = lambda b: 1.0 if rising(b) else b["a_post_high"]  # noqa: E731
+    if low_of(high) > high_of(low):
+        return "shown"
+    return "not shown" if high_of(high) < low_of(low) else "not resolved"
+
+
+def claims(report: dict) -> list[dict]:
+    """The paper's claims that this run can be held against: {claim, verdict, evidence}."""
+    branches, rows = report["branches"], []
+    base = next((b for b in branches if b["dataset"] == "base"), None)
+    tuned = [b for b in branches if b["dataset"] != "base"]
+    chosen = {(r["name"], r["recommended_step"]) for r in report["selector"]["ranking"]}
+    best_start = {b["dataset"]: b for b in tuned if (b["dataset"], b["sft_step"]) in chosen}
+
+    def add(claim: str, verdict: str, evidence: str) -> None:
+        rows.append({"claim": claim, "verdict": verdict, "evidence": evidence})
+
+    def versus(claim: str, high: dict, low: dict) -> None:
+        add(
+            claim, compare(high, low), f"{label(high)} {ceiling_text(high)}, {label(low)} {ceiling_text(low)}"
+        )
+
+    top = max(tuned, key=lambda b: b["best"])
+    if base:
+        spent = base["curve"][-1]["x"]
+        at_equal = max((p["score"] for p in top["curve"] if p["x"] + top["x_sft"] <= spent), default=None)
+        note = f"; at pure RL's total of {si(spent)}: {percent(at_equal)}" if at_equal is not None else ""
+        verdict = "shown" if (at_equal or top["best"]) > base["best"] + 0.04 else "not resolved"
+        add(
+            "SFT-then-RL goes further than pure RL (RQ1)",
+            verdict,
+            f"best score reached: {label(top)} {percent(top['best'])}, pure RL {percent(base['best'])}{note}",
+        )
+    sft_best = max(c["score"] for s in report["candidates"] for c in s["checkpoints"])
+    n = report["flags"].get("test", 500)
+    noise = 2 * math.sqrt(2 * sft_best * (1 - sft_best) / n)  # two standard errors of a difference
+    difference = top["best"] - sft_best
+    verdict = "shown" if difference > noise else "not shown" if difference < -noise else "not resolved"
+    add(
+        "SFT-then-RL goes further than pure SFT (RQ1)",
+        verdict,
+        f"best {percent(top['best'])} against the best SFT checkpoint's {percent(sft_best)} (noise ±{percent(noise)})",
+    )
+    for name, start in best_start.items():
+        others = {b["regime"]: b for b in tuned if b["dataset"] == name and b is not start}
+        if "adaptive" in others:
+            versus(
+                f"{name}: a stable start has a higher ceiling than an adaptive one (RQ2)",
+                start,
+                others["adaptive"],
+            )
+        if "severe" in others:
+            versus(f"{name}: severe overfitting lowers the ceiling (RQ2)", start, others["severe"])
+    rho, count = report["selector"]["spearman"], report["selector"]["n"]
+    if rho is not None and count >= 3:
+        verdict = "shown" if rho <= -0.8 else "not shown" if rho >= 0 else "not resolved"
+        add(
+            "A lower minimum validation loss means a higher ceiling (RQ3)",
+            verdict,
+            f"Spearman {rho:.2f}, Pearson {report['selector']['pearson']:.2f} over {count} candidate sets",
+        )
+    size = {c["name"]: c["size"] for c in report["candidates"]}
+    kind = {c["name"]: c["difficulty"] for c in report["candidates"]}
+    for k in ("uniform", "easy", "hard"):
+        same = sorted(
+            (b for b in best_start.values() if kind[b["dataset"]] == k), key=lambda b: size[b["dataset"]]
+        )
+        if len(same) > 1:
+            versus(f"Scale: more {k} trajectories, a higher ceiling (RQ3)", same[-1], same[0])
+    for high, low in (("hard", "uniform"), ("uniform", "easy")):
+        for a in best_start.values():
+            for b in best_start.values():
+                equal = size[a["dataset"]] == size[b["dataset"]]
+                if equal and kind[a["dataset"]] == high and kind[b["dataset"]] == low:
+                    versus(
+                        f"Difficulty: {high} trajectories give a higher ceiling than {low} ones (RQ3)", a, b
+                    )
+    return rows
+
+
+# ---- the terminal ----
+
+
+def terminal_table(report: dict) -> str:
+    """One line a branch, then the selector's choice; at most 100 columns."""
+    lines = [
+        f"{'start of RL':<30}{'P_sft':>7}{'best':>7}{'PL_rl':>7}  {'ceiling A_post':<20} verdict",
+        "─" * 88,
+    ]
+    for b in report["branches"]:
+        plasticity = f"≥{percent(b['best'] - b['p_sft'])}" if rising(b) else percent(b["pl_rl"])
+        lines.append(
+            f"{label(b)[:29]:<30}{percent(b['p_sft']):>7}{percent(b['best']):>7}{plasticity:>7}  {ceiling_text(b):<20} {b['status']}"
+        )
+    s = report["selector"]
+    lines += [
+        "─" * 88,
+        f"selector: {s['chosen']} has the lowest validation loss of {len(s['ranking'])} sets; Spearman of loss and ceiling "
+        f"{'–' if s['spearman'] is None else format(s['spearman'], '.2f')}",
+    ]
+    verdicts = [c["verdict"] for c in claims(report)]
+    lines.append(
+        f"the paper's claims: {verdicts.count('shown')} shown, {verdicts.count('not shown')} not shown, "
+        f"{verdicts.count('not resolved')} not resolved in this run"
+    )
+    return "\n".join(lines)
+
+
+# ---- figures ----
+
+
+def figures(report: dict) -> dict[str, bytes]:
+    """PNG bytes by name. Raises ImportError without matplotlib."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    style = {
+        "font.size": 10, "axes.spines.top": False, "axes.grid": True, "grid.alpha": 0.25, "axes.axisbelow": True,
+        "legend.frameon": False, "figure.dpi": 110,
+    }  # fmt: skip
+    names = [c["name"] for c in report["candidates"]]
+    colour = {n: COLOURS[i % len(COLOURS)] for i, n in enumerate(names)} | {"base": "#444444"}
+    drawn = {}
+
+    def finish(name: str, fig) -> None:
+        buffer = io.BytesIO()
+        fig.savefig(buffer, format="png", bbox_inches="tight", facecolor="white")
+        plt.close(fig)
+        drawn[name] = buffer.getvalue()
+
+    with plt.rc_context(style):
+        finish("fig3_sft_and_ceilings", draw_sft(plt, report))
+        finish("fig8_rl_curves", draw_rl(plt, report))
+        finish("loss_against_ceiling", draw_agreement(plt, report, colour))
+        finish("compute", draw_compute(plt, report, colour))
+    return drawn
+
+
+def grid(plt, count: int, height: float, **options):
+    columns = min(3, count)
+    rows = math.ceil(count / columns)
+    fig, axes = plt.subplots(
+        rows, columns, figsize=(4.1 * columns, height * rows), squeeze=False, layout="constrained", **options
+    )
+    for ax in axes.flat[count:]:
+        ax.set_visible(False)
+    return fig, axes.flat[:count]
+
+
+def draw_sft(plt, report: dict):
+    """The paper's Fig. 3, a panel a candidate set."""
+    fig, axes = grid(plt, len(report["candidates"]), 3.3, sharey=True)
+    scale, unit = flops_unit(max(c["checkpoints"][-1]["x_sft"] for c in report["candidates"]))
+    for ax, c in zip(axes, report["candidates"], strict=True):
+        points = c["checkpoints"]
+        x = [p["x_sft"] / scale for p in points]
+        width = x[-1] / len(x)
+        for p, at in zip(points, x, strict=True):
+            ax.axvspan(at - width / 2, at + width / 2, color=SHADES[p["regime"]], lw=0)
+        for regime in SHADES:
+            own = [at for p, at in zip(points, x, strict=True) if p["regime"] == regime]
+            if own:
+                ax.text(sum(own) / len(own), 1.01, regime, ha="center", va="bottom", fontsize=8, color="#555555",
+                        transform=ax.get_xaxis_transform())  # fmt: skip
+        ax.plot(x, [100 * p["score"] for p in points], "o-", color="#0072b2", ms=3, lw=1, label="P_sft")
+        for b in report["branches"]:
+            if b["dataset"] != c["name"]:
+                continue
+            at, bottom = b["x_sft"] / scale, 100 * b["p_sft"]
+            if rising(b):
+                ax.bar(
+                    at,
+                    100 * b["best"] - bottom,
+                    0.6 * width,
+                    bottom,
+                    fill=False,
+                    ec="#d55e00",
+                    hatch="///",
+                    lw=1,
+                )
+                ax.annotate("", (at, 100 * b["best"] + 7), (at, 100 * b["best"]),
+                            arrowprops={"arrowstyle": "->", "color": "#d55e00"})  # fmt: skip
+            else:
+                ax.bar(at, 100 * b["a_post"] - bottom, 0.6 * width, bottom, color="#d55e00", alpha=0.75)
+                low, high = 100 * b["a_post_low"], 100 * b["a_post_high"]
+                ax.plot([at, at], [low, high], color="black", lw=1.5)
+            ax.bar(at, bottom, 0.6 * width, color="#0072b2", alpha=0.75)
+        loss = ax.twinx()
+        loss.plot(x, [p["val_loss"] for p in points], "--", color="#555555", lw=1)
+        loss.grid(False)
+        loss.tick_params(colors="#777777", labelsize=8)
+        loss.spines["top"].set_visible(False)
+        ax.set_title(c["name"], pad=18, fontsize=11)
+        ax.set_xlim(x[0] - width / 2, x[-1] + width / 2)
+        ax.set_ylim(0, 105)
+        ax.set_xlabel(f"SFT compute ({unit})")
+    axes[0].set_ylabel("score (%)")
+    return fig
+
+
+def draw_rl(plt, report: dict):
+    """The paper's Fig. 8: points, fit and ceiling of every branch, a panel a data set."""
+    names = list(dict.fromkeys(b["dataset"] for b in report["branches"]))
+    fig, axes = grid(plt, len(names), 3.2, sharey=True)
+    scale, unit = flops_unit(max(b["curve"][-1]["x"] for b in report["branches"]))
+    for ax, name in zip(axes, names, strict=True):
+        for b in (b for b in report["branches"] if b["dataset"] == name):
+            colour = REGIME_COLOURS[b["regime"]]
+            x, y = [p["x"] / scale for p in b["curve"]], [100 * p["score"] for p in b["curve"]]
+            text = "no SFT" if name == "base" else f"step {b['sft_step']}, {b['regime']}"
+            ax.plot(x, y, "o", ms=3.5, color=colour, alpha=0.7, label=f"{text}: {ceiling_text(b)}")
+            if b["c_mid"]:
+                at = [x[-1] * i / 100 for i in range(1, 101)]
+                s = b["p_sft"] + b["epsilon"]
+                gain = b["a_post"] - s
+                fit = [100 * (s + gain / (1 + (a * scale / b["c_mid"]) ** -b["b"])) for a in at]
+                ax.plot(at, fit, color=colour, lw=1.5)
+            if not rising(b):
+                ax.axhline(100 * b["a_post"], color=colour, ls=":", lw=1.2)
+                ax.axhspan(100 * b["a_post_low"], 100 * b["a_post_high"], color=colour, alpha=0.1, lw=0)
+        ax.set_title("pure RL (from the base model)" if name == "base" else name, fontsize=11)
+        ax.set_xlabel(f"RL compute ({unit})")
+        ax.legend(fontsize=8, loc="lower right")
+        ax.set_ylim(0, 105)
+    axes[0].set_ylabel("score (%)")
+    return fig
+
+
+def draw_agreement(plt, report: dict, colour: dict[str, str]):
+    fig, ax = plt.subplots(figsize=(6.2, 3.8), layout="constrained")
+    ranking = [r for r in report["selector"]["ranking"] if r.get("a_post") is not None]
+    for r in ranking:
+        open_ = r["status"] == "still rising"
+        ax.plot(
+            r["min_val_loss"],
+            100 * r["a_post"],
+            "o",
+            ms=9,
+            color=colour[r["name"]],
+            mfc="white" if open_ else None,
+            mew=2,
+        )
+        ax.annotate(r["name"] + (" (still rising)" if open_ else ""), (r["min_val_loss"], 100 * r["a_post"]),
+                    xytext=(9, -3), textcoords="offset points", fontsize=9)  # fmt: skip
+    ax.margins(x=0.25, y=0.15)
+    ax.set_xlabel("minimum SFT validation loss")
+    ax.set_ylabel("fitted ceiling A_post (%)")
+    rho = report["selector"]["spearman"]
+    ax.set_title(
+        f"Spearman {'–' if rho is None else format(rho, '.2f')} over {report['selector']['n']} sets",
+        fontsize=11,
+    )
+    return fig
+
+
+def draw_compute(plt, report: dict, colour: dict[str, str]):
+    """Score against total compute: pure SFT dashed, RL solid from where SFT stopped."""
+    fig, ax = plt.subplots(figsize=(9, 4.2), layout="constrained")
+    totals = [b["x_sft"] + b["curve"][-1]["x"] for b in report["branches"]]
+    scale, unit = flops_unit(max(totals))
+    for c in report["candidates"]:
+        x = [p["x_sft"] / scale for p in c["checkpoints"]]
+        ax.plot(x, [100 * p["score"] for p in c["checkpoints"]], "--", color=colour[c["name"]], lw=1)
+    seen = set()
+    for b in report["branches"]:
+        x = [(b["x_sft"] + p["x"]) / scale for p in b["curve"]]
+        name = "pure RL" if b["dataset"] == "base" else b["dataset"]
+        ax.plot(x, [100 * p["score"] for p in b["curve"]], color=colour[b["dataset"]], lw=1.6,
+                label=None if name in seen else name)  # fmt: skip
+        ax.plot(x[0], 100 * b["p_sft"], "o", ms=5, color=colour[b["dataset"]])
+        seen.add(name)
+    ax.set_xlabel(f"total compute, SFT + RL ({unit})")
+    ax.set_ylabel("score (%)")
+    ax.legend(ncols=3, fontsize=9, loc="lower right")
+    return fig
+
+
+def flops_unit(largest: float) -> tuple[float, str]:
+    power = min(6, int(math.log10(largest) // 3)) if largest >= 1 else 0
+    return 1000.0**power, " KMGTPE"[power].strip() + "FLOPs"
+
+
+# ---- the page ----
+
+CSS = """
+:root { --ink: #1d2430; --soft: #5b6472; --line: #e3e6ea; --accent: #0072b2 }
+* { box-sizing: border-box }
+body { font: 16px/1.55 system-ui, sans-serif; color: var(--ink); max-width: 1080px; margin: 0 auto; padding: 2.5rem 1.5rem }
+h1 { font-size: 1.9rem; margin: 0 0 .3rem } h2 { font-size: 1.25rem; margin: 2.6rem 0 .6rem }
+.lead { font-size: 1.15rem; color: var(--soft); max-width: 62ch } .note, figcaption { color: var(--soft); font-size: .9rem; max-width: 80ch }
+.tiles { display: flex; flex-wrap: wrap; gap: 1rem; margin: 1.6rem 0 }
+.tile { flex: 1 1 9rem; border: 1px solid var(--line); border-radius: 10px; padding: .8rem 1rem }
+.tile b { display: block; font-size: 1.6rem; font-weight: 600; color: var(--accent) } .tile span { font-size: .85rem; color: var(--soft) }
+table { border-collapse: collapse; width: 100%; font-size: .92rem; font-variant-numeric: tabular-nums }
+th { text-align: left; color: var(--soft); font-weight: 600 } td, th { padding: .38rem .6rem; border-bottom: 1px solid var(--line) }
+td.n, th.n { text-align: right } figure { margin: 1.2rem 0 } img { width: 100%; height: auto }
+.pill { border-radius: 99px; padding: .1rem .6rem; font-size: .82rem; white-space: nowrap }
+.good { background: #d9f0d3 } .open { background: #fdf0c8 } .bad { background: #f9d9d0 }
+code, pre { font: .88rem ui-monospace, monospace; background: #f5f6f8; border-radius: 6px } code { padding: .1rem .3rem }
+td code { white-space: pre } pre { padding: .8rem; overflow-x: auto }
+@media print { h2 { break-after: avoid } figure, tr { break-inside: avoid } }
+"""
+
+CAPTIONS = {
+    "fig3_sft_and_ceilings": "The paper's Fig. 3, one panel a candidate set. Blue: score after SFT (P_sft). Orange on top: "
+    "RL plasticity up to the fitted ceiling A_post, with its 90 % interval; hatched with an arrow where the curve still "
+    "rises and only a lower bound is known. Dashed: validation loss (right axis). Shades: the regimes of Eqs. 5-9.",
+    "fig8_rl_curves": "The paper's Fig. 8: score along RL from each checkpoint, the fit of Eq. 2, and the ceiling (dotted, "
+    "with its interval) where it is identified.",
+    "loss_against_ceiling": "Does the minimum validation loss, known before any RL, order the ceilings? Open circles are "
+    "still rising: their ceiling is an extrapolation.",
+    "compute": "All routes against total compute. Dashed: SFT alone. Solid: RL, from the checkpoint where SFT stopped.",
+}
+
+
+def table(head: list[str], rows: list[list[str]], numeric: set[int] = frozenset()) -> str:
+    """Cells are HTML already; columns in `numeric` are right-aligned."""
+    cell = lambda tag, i, v: f"<{tag}{' class=n' if i in numeric else ''}>{v}</{tag}>"  # noqa: E731
+    body = "".join("<tr>" + "".join(cell("td", i, v) for i, v in enumerate(r)) + "</tr>" for r in rows)
+    return "<table><tr>" + "".join(cell("th", i, v) for i, v in enumerate(head)) + f"</tr>{body}</table>"
+
+
+def pill(text: str) -> str:
+    kind = {
+        "shown": "good",
+        "saturated": "good",
+        "right": "good",
+        "not shown": "bad",
+        "collapsed": "bad",
+        "wrong": "bad",
+    }
+    return f'<span class="pill {kind.get(text, "open")}">{html.escape(text)}</span>'
+
+
+def headline(report: dict) -> str:
+    top = max(report["branches"], key=lambda b: b["best"])
+    gain = f"from {percent(report['base']['p_0'])} % (base model) over {percent(top['p_sft'])} % (after SFT) to {percent(top['best'])} %"
+    route = (
+        "Pure RL"
+        if top["dataset"] == "base"
+        else f"RL from step {top['sft_step']} of {top['dataset']} ({top['regime']})"
+    )
+    return f"{route} went furthest: {gain}."
+
+
+def page(report: dict, images: dict[str, bytes]) -> str:
+    e = html.escape
+    identified = [b for b in report["branches"] if not rising(b)]
+    tiles = [
+        (percent(report["base"]["p_0"]) + " %", "base model, P_0"),
+        (
+            percent(max(c["score"] for s in report["candidates"] for c in s["checkpoints"])) + " %",
+            "best SFT checkpoint",
+        ),
+        (percent(max(b["best"] for b in report["branches"])) + " %", "best after RL"),
+        (f"{len(identified)} of {len(report['branches'])}", "ceilings identified"),
+        (f"{report['elapsed_s'].get('total', 0) / 60:.1f} min", "total time"),
+    ]
+    chosen = report["selector"]["chosen"]
+    ranking = [
+        [
+            f"<b>{e(r['name'])}</b> ← chosen" if r["name"] == chosen else e(r["name"]),
+            f"{r['min_val_loss']:.3f}",
+            f"{r['recommended_step']} ({e(r['recommended_regime'])})",
+            percent(r.get("score")),
+            percent(r.get("pass_at_k")),
+            percent(r.get("a_post")),
+            pill(r["status"]) if r.get("status") else "–",
+        ]
+        for r in report["selector"]["ranking"]
+    ]
+    k = report["candidates"][0]["checkpoints"][0]["k"]
+    branches = [
+        [
+            e(label(b)), si(b["x_sft"]) if b["x_sft"] else "0", percent(b["p_sft"]), percent(b["best"]), percent(b["pl_rl"]),
+            ceiling_text(b), percent(b["rmse_fit"]), percent(b["rmse_heldout"]),
+            f"{percent(b['greedy_before'])} → {percent(b['greedy_after'])}", pill(b["status"]),
+        ]
+        for b in report["branches"]
+    ]  # fmt: skip
+    verdicts = [[e(c["claim"]), pill(c["verdict"]), e(c["evidence"])] for c in claims(report)]
+    mark = lambda ok: pill("right" if ok else "wrong")  # noqa: E731
+    samples = [
+        [
+            f"<code>{e(s['prompt'])}</code>", f"<code>{e(s['answer'])}</code>",
+            f"<code>{e(s['before'])}</code> {mark(s['before_correct'])}",
+            f"<code>{e(s['after'])}</code> {mark(s['after_correct'])}",
+        ]
+        for s in report["samples"]
+    ]  # fmt: skip
+    figure = lambda name: (  # noqa: E731
+        f'<figure><img alt="{e(name)}" src="data:image/png;base64,{base64.b64encode(images[name]).decode()}">'
+        f"<figcaption>{CAPTIONS[name]}</figcaption></figure>"
+        if name in images
+        else ""
+    )
+    no_plots = (
+        "" if images else '<p class="note">No figures: <code>pip install -e ".[plot]"</code> adds them.</p>'
+    )
+    environment = report["environment"]
+    facts = [["command", e(environment["command"])], ["device", e(environment["device"])]]
+    facts += [["versions", e(", ".join(f"{n} {v}" for n, v in environment["versions"].items()))]]
+    facts += [["commit", e(environment["commit"])], ["seed", str(report["seed"])]]
+    facts += [["seconds", e(", ".join(f"{n} {s:g}" for n, s in report["elapsed_s"].items()))]]
+    return f"""<!doctype html>
+<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>nanopcf: {e(report["preset"])}, seed {report["seed"]}</title><style>{CSS}</style>
+<h1>How high can this model go?</h1>
+<p class="lead">{e(headline(report))}</p>
+<div class="tiles">{"".join(f"<div class=tile><b>{v}</b><span>{t}</span></div>" for v, t in tiles)}</div>
+<p class="note">A {report["base"]["parameters"]:,}-parameter transformer on generated mathematics (task <code>{e(report["task"])}</code>), trained
+from random weights in this run. Scores are pass@1 in per cent at temperature 0.7, on problems seen in no training stage.</p>{no_plots}
+<h2>Which expert data? The selector</h2>
+<p class="note">Ranked by minimum validation loss, which is known before any RL (the paper's RQ3). pass@{k} stands beside it for comparison.</p>
+{table(["candidate set", "min val loss", "start RL at step", "P_sft", f"pass@{k}", "ceiling", "verdict"], ranking, {1, 3, 4, 5})}
+{figure("loss_against_ceiling")}
+<h2>SFT regimes and what RL adds</h2>{figure("fig3_sft_and_ceilings")}
+<h2>RL from each checkpoint</h2>{figure("fig8_rl_curves")}
+{table(["start of RL", "SFT compute", "P_sft", "best", "PL_rl", "ceiling A_post", "RMSE", "held out", "greedy", "verdict"], branches, {2, 3, 4, 6, 7})}
+<p class="note">A ceiling called <i>still rising</i> isn't identified by its curve: the number is what was reached, a lower bound (and PL_rl an
+extrapolation). Intervals are 90 %. Greedy accuracy is given because part of any gain at a temperature is sharpening.</p>
+<h2>Every route against compute</h2>{figure("compute")}
+<h2>What the paper claims, and what this run shows</h2>
+{table(["claim", "this run", "evidence"], verdicts)}
+<p class="note">One seed of a nano model: read this as a check of the machinery. “Not resolved” means that the intervals overlap or a curve still
+rises. Built into the task: an expert trajectory teaches exactly the facts that stand in it, which favours larger and longer sets.</p>
+<h2>The same problems before and after RL</h2>
+<p class="note">Greedy answers of {e(report["samples"][0]["dataset"]) if report["samples"] else "–"}.</p>
+{table(["problem", "answer", "before RL", "after RL"], samples)}
+<h2>To run it again</h2>
+{table(["", ""], facts)}
+</html>
+"""
+
+
+def write(report: dict, folder: Path) -> list[Path]:
+    """report.json, the figures as PNG and report.html, each whole or not at all. Returns their paths."""
+    try:
+        images = figures(report)
+    except ImportError:
+        images = {}
+        runs.announce('no figures: matplotlib is missing; pip install -e ".[plot]"')
+    runs.write_json(folder / "report.json", report | {"claims": claims(report)})
+    files = {f"{name}.png": data for name, data in images.items()}
+    files["report.html"] = page(report, images).encode()
+    for name, data in files.items():
+        temporary = folder / (name + ".tmp")
+        temporary.write_bytes(data)
+        os.replace(temporary, folder / name)
+    return [folder / "report.json", *(folder / name for name in files)]

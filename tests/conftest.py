@@ -1,0 +1,49 @@
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # the three scripts at the top, also when only the packages are installed
+
+from nanopcf import checkpoint  # noqa: E402
+from nanopcf.model import ModelConfig, Transformer  # noqa: E402
+from nanopcf.tokenizer import nano_tokenizer  # noqa: E402
+
+torch.set_num_threads(1)  # small tensors: a second thread costs more than it brings
+
+
+def pytest_collection_modifyitems(items):
+    if not torch.cuda.is_available():
+        for item in items:
+            if "cuda" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+@pytest.fixture
+def tiny_config() -> ModelConfig:
+    return ModelConfig(vocab_size=16, width=32, layers=2, heads=4, kv_heads=2, mlp_width=48, max_length=64)
+
+
+@pytest.fixture
+def model(tiny_config) -> Transformer:
+    torch.manual_seed(0)
+    model = Transformer(tiny_config)
+    with torch.no_grad():  # the initialisation is near-uniform: sharpen it, so that mistakes show
+        for p in model.parameters():
+            if p.dim() == 2:
+                p.mul_(6)
+    return model
+
+
+@pytest.fixture
+def model_dir(model, tmp_path) -> Path:
+    checkpoint.save(model, nano_tokenizer(), tmp_path / "model")
+    return tmp_path / "model"
+
+
+def write_rows(path: Path, rows: list[dict]) -> str:
+    path.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    return str(path)

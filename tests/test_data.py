@@ -1,0 +1,151 @@
+import numpy as np
+import pytest
+import torch
+
+from nanopcf.data import IGNORE, Sequence, batch_indices, check_disjoint, pack, read_jsonl, write_jsonl
+from nanopcf.rewards import final_answer, verify
+from nanopcf.tasks import FAMILIES, LEVELS, Lore, make_examples, true_fact
+from nanopcf.tokenizer import nano_tokenizer
+
+
+def random_sequences(count: int) -> list[Sequence]:
+    rng = np.random.default_rng(0)
+    return [
+        Sequence(rng.integers(0, 16, (n := int(rng.integers(4, 20)))).tolist(), int(rng.integers(1, n - 1)))
+        for _ in range(count)
+    ]
+
+
+def test_pack_trains_every_answer_token_once_and_nothing_else():
+    """The end token is trained, the token after it and the prompt are not; `index` finds each token's own place."""
+    sequences = random_sequences(40)
+    rows = pack(sequences, 32)
+    flat = [t for s in sequences for t in s.tokens[s.prompt_length :]]
+    at = rows.index[rows.trained]
+    assert sorted(at.tolist()) == list(range(len(flat)))
+    assert rows.targets[rows.trained].tolist() == [flat[i] for i in at]
+    assert torch.equal(rows.index == IGNORE, rows.targets == IGNORE)
+    # each document of a row is one of the sequences, whole, with positions from 0
+    found = []
+    for b in range(len(rows.tokens)):
+        for d in range(1, int(rows.documents[b].max()) + 1):
+            own = rows.documents[b] == d
+            found.append(rows.tokens[b][own].tolist())
+            assert rows.positions[b][own].tolist() == list(range(int(own.sum())))
+            assert rows.targets[b][own][-1] == IGNORE  # nothing is predicted after the end
+    assert sorted(found) == sorted(s.tokens for s in sequences)
+    assert (rows.documents > 0).float().mean() > 0.8  # and it does pack
+
+
+def test_batches_go_through_every_epoch_once():
+    order = np.concatenate([batch_indices(10, 4, step, seed=3) for step in range(10)])
+    for epoch in range(4):
+        assert sorted(order[epoch * 10 : epoch * 10 + 10]) == list(range(10))
+    assert not np.array_equal(order[:10], order[10:20])
+    assert len(batch_indices(3, 8, 0, 0)) == 8  # a batch larger than the data
+    assert not np.array_equal(batch_indices(50, 20, 0, 1), batch_indices(50, 20, 0, 2))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_tasks_are_right_by_python_arithmetic(family):
+    """Answers and every step of the working, recomputed from the prompt's text by another route."""
+    for e in make_examples(family, 300, seed=1):
+        if family == "digits":
+            text = e.prompt.rstrip("= ")
+            value, working = text[:2], [text[:2]]
+            for i in range(2, len(text), 3):
+                op = {"+": int.__add__, "-": int.__sub__, "*": int.__mul__}[text[i]]
+                value = "".join(
+                    str(op(int(a), int(b)) % 10) for a, b in zip(value, text[i + 1 : i + 3], strict=True)
+                )
+                working.append(value)
+            assert e.trajectory == " ".join(working) + "=" + value and e.answer == value
+        else:
+            pairs = e.prompt[1:].rstrip("= ").split(" ")
+            top, bottom = (int("".join(p[i] for p in reversed(pairs))) for i in (0, 1))
+            total = top + bottom if e.prompt[0] == "+" else top - bottom
+            digits = "".join(g[1] for g in reversed(e.answer.split(" ")))
+            assert int(digits) == total % 10 ** len(pairs)
+            assert int(e.answer.split(" ")[-1][0]) == (total // 10 ** len(pairs)) * (1 if total >= 0 else -1)
+        assert verify(e.trajectory, e.answer) == 1.0
+        assert len(e.prompt) == len(make_examples(family, 1, seed=2)[0].prompt)  # one width
+
+
+def test_levels_and_splits():
+    examples = make_examples("digits", 1000, seed=0)
+    counts = np.bincount([e.meta["level"] for e in examples])[1:]
+    assert len(counts) == len(LEVELS) and counts.min() > 140
+    rest = make_examples("digits", 500, seed=0, exclude={e.prompt for e in examples})
+    check_disjoint(a=examples, b=rest)
+    with pytest.raises(ValueError, match="in both 'a' and 'b'"):
+        check_disjoint(a=examples, b=[*rest, examples[3]])
+    with pytest.raises(ValueError, match="too few"):
+        make_examples("columns", 500, seed=0, levels=(1,))
+
+
+def test_lore_states_known_facts_rightly_and_others_as_often_as_it_says():
+    lore = Lore(0, known=0.5)
+    assert 220 < len(lore.mistake) < 380  # of 600
+    rng = np.random.default_rng(0)
+    fact, (share, wrong) = next((f, m) for f, m in lore.mistake.items() if 0.6 < m[0] < 0.9)
+    stated = [lore.state(fact, rng)[1] for _ in range(2000)]
+    assert set(stated) == {wrong, true_fact(fact)[1]}
+    assert abs(np.mean([s == wrong for s in stated]) - share) < 0.05
+    assert Lore(0).mistake != Lore(1).mistake
+
+
+@pytest.mark.parametrize(
+    ("response", "answer", "reward"),
+    [
+        ("47 22=22", "22", 1.0),
+        ("47 22=2", "22", 0.0),
+        ("47 22=222", "22", 0.0),
+        ("1=2=22 ", "22", 1.0),
+        ("12 04", "12 04", 1.0),
+        ("", "", 0.0),
+        ("=", "", 0.0),
+        ("\ud800=\x007", "7", 0.0),
+    ],
+)
+def test_verify(response, answer, reward):
+    assert verify(response, answer) == reward
+    assert isinstance(final_answer(response), str)
+
+
+def test_jsonl_round_trip(tmp_path):
+    examples = make_examples("columns", 20, seed=0)
+    write_jsonl(tmp_path / "x.jsonl", examples)
+    assert read_jsonl(tmp_path / "x.jsonl", need=("prompt", "trajectory", "answer")) == examples
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'{"prompt": "a"}\n{"prompt": \n', "line 2: not valid JSON"),
+        (b'{"prompt": "a"}\n[1]\n', "line 2: expected a JSON object, found list"),
+        (b'\n{"text": "a"}\n', "line 2: no field 'prompt'; it has text"),
+        (b'{"prompt": 3}\n', "line 1: 'prompt' must be a string"),
+        (b'{"prompt": ""}\n', "line 1: 'prompt' is empty"),
+        (b"\xff\xfe\n", "line 1: not valid JSON"),
+        (b"\n\n", "no examples"),
+    ],
+)
+def test_bad_jsonl_is_one_clear_sentence(tmp_path, content, message):
+    path = tmp_path / "bad.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"bad\.jsonl") as error:
+        read_jsonl(path)
+    assert message in str(error.value)
+
+
+def test_missing_file():
+    with pytest.raises(ValueError, match=r"nowhere\.jsonl: can't be read \(No such file"):
+        read_jsonl("nowhere.jsonl")
+
+
+def test_tokenizer_refuses_what_it_cannot_spell():
+    tokenizer = nano_tokenizer()
+    assert tokenizer.vocab_size == 16
+    assert tokenizer.encode_answer("1=2")[-1] == tokenizer.eos_id
+    with pytest.raises(ValueError, match="can't spell 'x'"):
+        tokenizer.encode("12x4")

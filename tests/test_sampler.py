@@ -1,0 +1,110 @@
+import numpy as np
+import pytest
+import torch
+
+from nanopcf.sampler import Sampler, counter_uniforms, sample
+
+
+def greedy_by_hand(model, prompt: list[int], count: int, stop: int) -> list[int]:
+    tokens = list(prompt)
+    for _ in range(count):
+        tokens.append(int(model.logits(model(torch.tensor([tokens]))[0, -1]).argmax()))
+        if tokens[-1] == stop:
+            break
+    return tokens[len(prompt) :]
+
+
+def random_prompts(count: int) -> list[list[int]]:
+    return [torch.randint(0, 16, (int(n),)).tolist() for n in torch.randint(1, 15, (count,))]
+
+
+@pytest.mark.parametrize("slots", [1, 3, 64])
+def test_greedy_equals_full_forward_without_a_cache(model, slots):
+    """Cache, shared prefill, refill and compaction together against the model run from scratch for every token."""
+    prompts = random_prompts(7)
+    completions = Sampler(model, slots=slots, max_length=64).generate(
+        prompts, n=2, max_new_tokens=12, temperature=0.0, stop_ids=[3]
+    )
+    assert [c.prompt_index for c in completions] == [i for i in range(7) for _ in range(2)]
+    for c in completions:
+        expected = greedy_by_hand(model, prompts[c.prompt_index], 12, stop=3)
+        assert c.tokens == expected
+        assert c.finish_reason == ("stop" if expected[-1] == 3 else "length")
+
+
+def test_completion_does_not_depend_on_what_shares_the_batch(model):
+    """Refilled slot == fresh slot; mixed batch == one at a time; a slot's old keys don't leak."""
+    prompts = random_prompts(9)
+    options = dict(n=3, max_new_tokens=10, temperature=0.8, stop_ids=[3], seed=5)
+    wide = Sampler(model, slots=100, max_length=64).generate(prompts, **options)
+    narrow = Sampler(model, slots=4, max_length=64).generate(prompts, **options)
+    assert [c.tokens for c in wide] == [c.tokens for c in narrow]
+    assert len({len(c.tokens) for c in wide}) > 2  # lengths differ, so slots were refilled at different times
+
+
+@pytest.mark.parametrize("temperature", [0.6, 1.0, 1.7])
+def test_logprobs_are_those_the_model_gives_to_the_sampled_tokens(model, temperature):
+    """Sampled distribution == scored distribution, the end token included."""
+    prompts = random_prompts(5)
+    completions = Sampler(model, slots=3, max_length=64).generate(
+        prompts, n=2, max_new_tokens=8, temperature=temperature, stop_ids=[3]
+    )
+    for c in completions:
+        tokens = prompts[c.prompt_index] + c.tokens
+        logits = model.logits(model(torch.tensor([tokens]))[0]).double() / temperature
+        expected = logits.log_softmax(-1)[range(len(tokens) - 1), tokens[1:]][-len(c.tokens) :]
+        np.testing.assert_allclose(c.logprobs, expected.detach().numpy(), atol=2e-5)
+
+
+def test_frequencies_follow_the_distribution():
+    """40,000 draws against softmax and against the nucleus by brute force (4 standard deviations of room)."""
+    logits = torch.tensor([2.0, 1.0, 0.5, 0.0, -1.0, -30.0])
+    uniform = torch.from_numpy(counter_uniforms(1, 40_000, 1))[:, 0]
+    for top_p in (1.0, 0.75):
+        p = logits.double().softmax(0)
+        if top_p < 1:
+            kept, mass = [], 0.0
+            for i in p.argsort(descending=True).tolist():
+                if mass >= top_p:
+                    break
+                kept.append(i)
+                mass += p[i].item()
+            p = torch.zeros_like(p).index_copy(0, torch.tensor(kept), p[kept]) / mass
+        token, logprob = sample(logits.expand(40_000, 6), uniform, 1.0, top_p)
+        seen = torch.bincount(token, minlength=6).double() / 40_000
+        assert ((seen - p).abs() <= 4 * (p * (1 - p) / 40_000).sqrt()).all()
+        torch.testing.assert_close(logprob.double(), p[token].log(), atol=1e-5, rtol=1e-5)
+
+
+def test_seed_changes_the_samples_and_nothing_else_does(model):
+    prompts = random_prompts(6)
+    sampler = Sampler(model, slots=4, max_length=64)
+    run = lambda seed: [c.tokens for c in sampler.generate(prompts, max_new_tokens=9, seed=seed)]  # noqa: E731
+    assert run(1) == run(1)
+    assert run(1) != run(2)
+
+
+def test_uniforms_are_uniform_and_independent():
+    u = counter_uniforms(7, 300, 200)
+    assert 0 <= u.min() and u.max() < 1
+    assert abs(u.mean() - 0.5) < 0.005 and abs(u.var() - 1 / 12) < 0.002
+    correlation = [
+        np.corrcoef(u[:-1].ravel(), u[1:].ravel()),
+        np.corrcoef(u[:, :-1].ravel(), u[:, 1:].ravel()),
+    ]
+    assert max(abs(c[0, 1]) for c in correlation) < 0.02
+    assert np.array_equal(counter_uniforms(7, 10, 50), u[:10, :50])  # entry (i, t) whatever the table's size
+    assert not np.isin(counter_uniforms(8, 300, 200), u).mean() > 0.05
+
+
+def test_limits(model):
+    sampler = Sampler(model, slots=2, max_length=20)
+    (c,) = sampler.generate([[1] * 15], max_new_tokens=50, stop_ids=[])
+    assert len(c.tokens) == 5 and c.finish_reason == "length"  # what fits in max_length
+    assert sampler.generate([], max_new_tokens=3) == []
+    with pytest.raises(ValueError, match="prompt 1 has 20 tokens"):
+        sampler.generate([[1], [1] * 20], max_new_tokens=3)
+    with pytest.raises(ValueError, match="prompt 0 has 0 tokens"):
+        sampler.generate([[]], max_new_tokens=3)
+    with pytest.raises(ValueError, match="beyond the model's context"):
+        Sampler(model, slots=2, max_length=65)
