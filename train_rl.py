@@ -153,7 +153,7 @@ def main(c: RLConfig) -> list[dict]:
     )
 
     def evaluate(temperature: float) -> float:
-        options = dict(max_new_tokens=c.max_new_tokens, slots=c.slots, seed=c.seed + 1_000_003)
+        options = dict(max_new_tokens=c.max_new_tokens, slots=c.slots, seed=c.seed)
         correct, _ = complete(
             model, tokenizer, val, samples=c.eval_samples, temperature=temperature, **options
         )

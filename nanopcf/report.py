@@ -224,11 +224,6 @@ def draw_sft(plt, report: dict):
         width = x[-1] / len(x)
         for p, at in zip(points, x, strict=True):
             ax.axvspan(at - width / 2, at + width / 2, color=SHADES[p["regime"]], lw=0)
-        for regime in SHADES:
-            own = [at for p, at in zip(points, x, strict=True) if p["regime"] == regime]
-            if own:
-                ax.text(sum(own) / len(own), 1.01, regime, ha="center", va="bottom", fontsize=8, color="#555555",
-                        transform=ax.get_xaxis_transform())  # fmt: skip
         ax.plot(x, [100 * p["score"] for p in points], "o-", color="#0072b2", ms=3, lw=1, label="P_sft")
         for b in report["branches"]:
             if b["dataset"] != c["name"]:
@@ -257,11 +252,14 @@ def draw_sft(plt, report: dict):
         loss.grid(False)
         loss.tick_params(colors="#777777", labelsize=8)
         loss.spines["top"].set_visible(False)
-        ax.set_title(c["name"], pad=18, fontsize=11)
+        ax.set_title(c["name"], fontsize=11)
         ax.set_xlim(x[0] - width / 2, x[-1] + width / 2)
         ax.set_ylim(0, 105)
         ax.set_xlabel(f"SFT compute ({unit})")
     axes[0].set_ylabel("score (%)")
+    present = {p["regime"] for c in report["candidates"] for p in c["checkpoints"]}
+    patches = [plt.Rectangle((0, 0), 1, 1, color=SHADES[r]) for r in SHADES if r in present]
+    fig.legend(patches, [r for r in SHADES if r in present], loc="outside upper center", ncols=5, fontsize=9)
     return fig
 
 
@@ -296,7 +294,7 @@ def draw_rl(plt, report: dict):
 def draw_agreement(plt, report: dict, colour: dict[str, str]):
     fig, ax = plt.subplots(figsize=(6.2, 3.8), layout="constrained")
     ranking = [r for r in report["selector"]["ranking"] if r.get("a_post") is not None]
-    for r in ranking:
+    for i, r in enumerate(ranking):
         open_ = r["status"] == "still rising"
         ax.plot(
             r["min_val_loss"],
@@ -308,7 +306,7 @@ def draw_agreement(plt, report: dict, colour: dict[str, str]):
             mew=2,
         )
         ax.annotate(r["name"] + (" (still rising)" if open_ else ""), (r["min_val_loss"], 100 * r["a_post"]),
-                    xytext=(9, -3), textcoords="offset points", fontsize=9)  # fmt: skip
+                    xytext=(9, 6 if i % 2 else -12), textcoords="offset points", fontsize=9)  # fmt: skip
     ax.margins(x=0.25, y=0.15)
     ax.set_xlabel("minimum SFT validation loss")
     ax.set_ylabel("fitted ceiling A_post (%)")
@@ -360,7 +358,7 @@ h1 { font-size: 1.9rem; margin: 0 0 .3rem } h2 { font-size: 1.25rem; margin: 2.6
 .tile b { display: block; font-size: 1.6rem; font-weight: 600; color: var(--accent) } .tile span { font-size: .85rem; color: var(--soft) }
 table { border-collapse: collapse; width: 100%; font-size: .92rem; font-variant-numeric: tabular-nums }
 th { text-align: left; color: var(--soft); font-weight: 600 } td, th { padding: .38rem .6rem; border-bottom: 1px solid var(--line) }
-td.n, th.n { text-align: right } figure { margin: 1.2rem 0 } img { width: 100%; height: auto }
+td.n, th.n { text-align: right } figure { margin: 1.2rem 0 } .narrow { max-width: 640px } img { width: 100%; height: auto }
 .pill { border-radius: 99px; padding: .1rem .6rem; font-size: .82rem; white-space: nowrap }
 .good { background: #d9f0d3 } .open { background: #fdf0c8 } .bad { background: #f9d9d0 }
 code, pre { font: .88rem ui-monospace, monospace; background: #f5f6f8; border-radius: 6px } code { padding: .1rem .3rem }
@@ -456,7 +454,7 @@ def page(report: dict, images: dict[str, bytes]) -> str:
         for s in report["samples"]
     ]  # fmt: skip
     figure = lambda name: (  # noqa: E731
-        f'<figure><img alt="{e(name)}" src="data:image/png;base64,{base64.b64encode(images[name]).decode()}">'
+        f'<figure{" class=narrow" if name == "loss_against_ceiling" else ""}><img alt="{e(name)}" src="data:image/png;base64,{base64.b64encode(images[name]).decode()}">'
         f"<figcaption>{CAPTIONS[name]}</figcaption></figure>"
         if name in images
         else ""
