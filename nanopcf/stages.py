@@ -1,0 +1,105 @@
+"""Stages of a pipeline, cached in its run folder, and their runs in parallel processes under one progress bar.
+
+A stage's result stands in NAME.json under a key made of the settings it reads and the keys of all stages before it,
+its files in NAME/. A changed setting thus reruns that stage and those after it, and nothing else.
+"""
+
+import json
+import multiprocessing
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from pathlib import Path
+
+from tqdm import tqdm
+
+from nanopcf import runs
+
+
+class Stages:
+    """Results of stages, cached in the run folder. A stage runs again iff its settings or a stage before it changed."""
+
+    def __init__(self, c: object, out: Path) -> None:
+        self.c, self.out, self.keys = c, out, ""
+        self.elapsed: dict[str, float] = {}
+
+    def run(self, name: str, settings: str, work: Callable[[Path], object]) -> object:
+        """work(folder) -> JSON value, or the cached value of an equal earlier call. Interrupted work goes on in place."""
+        values = {k: getattr(self.c, k) for k in settings.split()}
+        self.keys += json.dumps({name: values}, sort_keys=True)  # a stage depends on all before it
+        path, folder = self.out / f"{name}.json", self.out / name
+        record = runs.read_json(path) if path.exists() else {}
+        if record.get("key") != self.keys:
+            shutil.rmtree(folder, ignore_errors=True)
+            record = {"key": self.keys, "done": False, "elapsed_s": 0.0}
+            runs.write_json(path, record)
+        if not record["done"]:
+            folder.mkdir(exist_ok=True)
+            began = time.perf_counter()
+            result = work(folder)
+            elapsed = record["elapsed_s"] + time.perf_counter() - began
+            record |= {"done": True, "result": result, "elapsed_s": round(elapsed, 1)}
+            runs.write_json(path, record)
+        else:
+            runs.announce(f"{name}: kept from before")
+        self.elapsed[name] = record["elapsed_s"]
+        return record["result"]
+
+
+def in_child(log: Path) -> None:
+    """Set up a worker process: what it says goes to the run's log, so the parent's bar stays whole."""
+    sys.stderr = log.open("a", encoding="utf-8", buffering=1)
+
+
+def run_parallel(
+    label: str, jobs: dict[str, tuple], workers: int, log: Path, live: Callable | None = None
+) -> dict:
+    """{name: function(*arguments)} of jobs {name: (function, arguments...)}, `workers` at a time, under one bar.
+
+    live() -> (share done 0..1, text) is asked twice a second for what the bar shows.
+    """
+    results = {}
+    spawn = multiprocessing.get_context("spawn")  # fork after torch has started threads can hang
+    bar = tqdm(
+        total=100,
+        desc=label,
+        bar_format="{desc:<12} {percentage:3.0f}% |{bar:24}| {elapsed}<{remaining} {postfix}",
+    )
+    with bar, ProcessPoolExecutor(min(workers, len(jobs)), spawn, in_child, (log,)) as pool:
+        futures = {pool.submit(*job): name for name, job in jobs.items()}
+        try:
+            pending = set(futures)
+            while pending:
+                done, pending = wait(pending, timeout=0.5, return_when=FIRST_COMPLETED)
+                for future in done:
+                    results[futures[future]] = future.result()
+                share, text = live() if live else (len(results) / len(jobs), "")
+                bar.set_postfix_str(text, refresh=False)
+                bar.update(round(100 * share) - bar.n if pending else 100 - bar.n)
+                bar.refresh()
+        except BaseException:  # an error or Ctrl-C: stop the others now, their folders can be resumed
+            pool.shutdown(wait=False, cancel_futures=True)
+            for child in multiprocessing.active_children():
+                child.terminate()
+            raise
+    return {name: results[name] for name in jobs}
+
+
+def watch(folders: dict[str, Path], steps: int, number: str, show: str) -> Callable[[], tuple[float, str]]:
+    """live() for runs in folders: progress from their metrics.jsonl, and the latest value of `number`."""
+
+    def live() -> tuple[float, str]:
+        share, latest = 0.0, ""
+        for name, folder in folders.items():
+            path = folder / "metrics.jsonl"
+            rows = runs.read_metrics(path) if path.exists() else []
+            values = [r[number] for r in rows if number in r]
+            ended = any((folder / f).exists() for f in ("checkpoints.json", "curve.json"))
+            share += 1 if ended else rows[-1]["step"] / steps if rows else 0
+            if values and not ended:
+                latest = f"{name}: {show.format(values[-1])}"
+        return share / len(folders), latest
+
+    return live

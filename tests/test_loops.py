@@ -1,0 +1,338 @@
+"""The two training scripts and the pipeline: gradients, resume, learning, bad input."""
+
+import itertools
+import json
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, write_rows
+from safetensors.torch import load_file
+
+import train_rl
+import train_sft
+from nanopcf import checkpoint, config, flops, runs
+from nanopcf.data import Sequence, pack, write_jsonl
+from nanopcf.model import ModelConfig, Transformer
+from nanopcf.tasks import make_examples
+from nanopcf.tokenizer import nano_tokenizer
+
+
+@pytest.fixture
+def sft(model_dir, tmp_path) -> train_sft.SFTConfig:
+    write_jsonl(tmp_path / "train.jsonl", make_examples("digits", 40, 0))
+    write_jsonl(tmp_path / "val.jsonl", make_examples("digits", 10, 1))
+    return train_sft.SFTConfig(
+        model=str(model_dir), train=str(tmp_path / "train.jsonl"), val=str(tmp_path / "val.jsonl"),
+        out=str(tmp_path / "sft"), steps=6, batch=8, checkpoint_every=2, device="cpu",
+    )  # fmt: skip
+
+
+@pytest.fixture
+def rl(model_dir, tmp_path) -> train_rl.RLConfig:
+    """One-token problems ("+" -> "0", "-" -> "1"), so that a random model finds signal at once."""
+    rows = [{"prompt": p, "answer": a} for p, a in (("+", "0"), ("-", "1"), ("*", "2"), ("=", "3"))]
+    path = write_rows(tmp_path / "rl.jsonl", rows)
+    return train_rl.RLConfig(
+        model=str(model_dir), train=path, val=path, out=str(tmp_path / "rl"), algo="grpo", steps=4, prompts=4,
+        update_prompts=2, group=8, eval_every=2, checkpoint_every=2, max_new_tokens=3, device="cpu",
+    )  # fmt: skip
+
+
+def last_weights(out) -> dict:
+    return load_file(runs.checkpoints(out)[-1][1] / "model.safetensors")
+
+
+# ---- SFT ----
+
+
+def test_sft_loss_is_the_mean_over_answer_tokens_of_unpacked_sequences(model):
+    """Packing and masks against one sequence at a time; the end token counts, the prompt doesn't."""
+    sequences = [Sequence([1, 2, 3, 4, 15], 2), Sequence([5, 6, 15], 2), Sequence([7, 8, 9, 10, 11, 15], 1)]
+    expected = 0.0
+    for s in sequences:
+        logp = model.logits(model(torch.tensor([s.tokens]))[0]).double().log_softmax(-1)
+        expected -= sum(logp[t - 1, s.tokens[t]].item() for t in range(s.prompt_length, len(s.tokens)))
+    assert train_sft.sft_loss(model, pack(sequences, 9)).item() == pytest.approx(expected, rel=1e-5)
+    assert train_sft.validation_loss(model, pack(sequences, 9).split(1)) == pytest.approx(
+        expected / 9, rel=1e-5
+    )
+
+
+def test_gradient_does_not_depend_on_micro_batches(sft, tmp_path):
+    """The denominator is the whole batch's token count: a mean of micro-batch means differs when lengths do."""
+    for rows in (1, 2, 64):
+        train_sft.main(replace(sft, out=str(tmp_path / f"m{rows}"), micro_rows=rows, steps=3))
+    one, two, whole = (last_weights(tmp_path / f"m{rows}") for rows in (1, 2, 64))
+    for name in whole:
+        torch.testing.assert_close(one[name], whole[name], atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(two[name], whole[name], atol=1e-5, rtol=1e-4)
+
+
+def test_learning_rate():
+    options = dict(peak=2.0, warmup=4, steps=104)
+    rates = [train_sft.learning_rate(s, schedule="cosine", **options) for s in range(104)]
+    assert rates[:4] == [0.5, 1.0, 1.5, 2.0]
+    assert rates[54] == pytest.approx(2.0 * 0.55) and rates[-1] == pytest.approx(0.2, abs=1e-3)
+    assert train_sft.learning_rate(80, schedule="constant", **options) == 2.0
+
+
+def stop_after(monkeypatch, module, checkpoints: int) -> None:
+    """Simulate a kill: the process dies right after its n-th checkpoint."""
+    save, count = checkpoint.save_training, [0]
+
+    def save_and_die(*arguments):
+        save(*arguments)
+        count[0] += 1
+        if count[0] == checkpoints:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(module.checkpoint, "save_training", save_and_die)
+
+
+def test_sft_resume_is_bit_identical(sft, tmp_path, monkeypatch):
+    """k steps, stop, resume, n - k steps == n steps: weights, optimizer, metrics."""
+    whole = train_sft.main(sft)
+    cut = replace(sft, out=str(tmp_path / "cut"))
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        stop_after(patch, train_sft, 3)  # steps 0, 2, 4
+        train_sft.main(cut)
+    assert train_sft.main(replace(cut, resume=True)) == whole
+    for file in ("model.safetensors", "optimizer.safetensors"):
+        a, b = (load_file(runs.checkpoints(tmp_path / n)[-1][1] / file) for n in ("sft", "cut"))
+        assert all(torch.equal(a[k], b[k]) for k in a | b)
+    a, b = (runs.read_metrics(tmp_path / n / "metrics.jsonl") for n in ("sft", "cut"))
+    assert [r["step"] for r in a] == [r["step"] for r in b]
+    assert [r.get("train_loss") for r in a] == [r.get("train_loss") for r in b]
+
+
+def test_compute_and_seed(sft, tmp_path, model):
+    table = train_sft.main(sft)
+    tokens = np.mean([len(e.prompt + e.trajectory) + 1 for e in make_examples("digits", 40, 0)])
+    assert table[-1]["x_sft"] == pytest.approx(6 * flops.sft_step(model.config, 8, tokens))
+    other = train_sft.main(replace(sft, out=str(tmp_path / "other"), seed=1))
+    assert other[0]["val_loss"] == table[0]["val_loss"]  # the seed doesn't touch the model it starts from
+    assert other[-1]["val_loss"] != table[-1]["val_loss"]
+
+
+# ---- RL ----
+
+
+@pytest.mark.parametrize("old", ["sampler", "recomputed"])
+def test_first_step_is_on_policy(rl, old, monkeypatch):
+    """Ratio 1 at every token, and sampler and trainer agree: the loss is minus the advantage, as predicted by hand."""
+    ratios = []
+    original = train_rl.rl_loss
+
+    def spy(logprob, lse, entropy, old_logprob, *rest, **options):
+        ratios.append((logprob - old_logprob).exp())
+        return original(logprob, lse, entropy, old_logprob, *rest, **options)
+
+    monkeypatch.setattr(train_rl, "rl_loss", spy)
+    train_rl.main(replace(rl, old_logprobs=old, steps=1, eval_every=1, update_prompts=4, temperature=0.8))
+    torch.testing.assert_close(torch.cat(ratios), torch.ones(len(torch.cat(ratios))), atol=2e-5, rtol=0)
+    row = runs.read_metrics(train_rl.runs.Path(rl.out) / "metrics.jsonl")[-1]
+    assert row["delta_logprob_max"] < 2e-5 and row["clip_low"] == row["clip_high"] == 0
+
+
+def test_rl_resume_is_bit_identical(rl, tmp_path, monkeypatch):
+    rl = replace(rl, algo="dapo_dc", round_prompts=2)
+    whole = train_rl.main(rl)
+    cut = replace(rl, out=str(tmp_path / "cut"))
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        stop_after(patch, train_rl, 1)
+        train_rl.main(cut)
+    assert train_rl.main(replace(cut, resume=True)) == whole
+    a, b = last_weights(tmp_path / "rl"), last_weights(tmp_path / "cut")
+    assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+@pytest.mark.parametrize("algo", ["grpo", "dapo_d", "dapo_dc", "dr_grpo"])
+def test_rl_learns(rl, algo, tmp_path):
+    """An accuracy gate: four one-token problems, from near chance to nearly always right."""
+    torch.manual_seed(0)
+    init = Transformer(ModelConfig(vocab_size=16, width=32, heads=2, kv_heads=1, mlp_width=64, max_length=16))
+    checkpoint.save(init, nano_tokenizer(), tmp_path / "init")
+    curve = train_rl.main(
+        replace(
+            rl,
+            model=str(tmp_path / "init"),
+            algo=algo,
+            steps=60,
+            group=32,
+            lr=5e-3,
+            max_new_tokens=1,
+            eval_every=20,
+            update_prompts=4,
+            eval_samples=32,
+            checkpoint_every=100,
+        )
+    )
+    # one token and no end token: the answer is right when the digit is
+    assert curve[0]["score"] < 0.25
+    assert curve[-1]["score"] > 0.9
+    assert all(b["x"] > a["x"] for a, b in itertools.pairwise(curve))
+
+
+def test_run_ends_when_no_prompt_has_signal(rl):
+    """Dynamic sampling with an answer that can't be: no update, compute counted, one line, no endless loop."""
+    path = write_rows(train_rl.runs.Path(rl.train), [{"prompt": "+", "answer": "99999"}])
+    curve = train_rl.main(replace(rl, algo="dapo_dc", train=path, steps=50))
+    assert len(curve) == 2 and curve[-1]["x"] > 0 and curve[-1]["step"] == 0
+
+
+def test_compute_follows_eq_25(rl, model):
+    train_rl.main(replace(rl, steps=1, eval_every=1))
+    row = runs.read_metrics(train_rl.runs.Path(rl.out) / "metrics.jsonl")[-1]
+    length = row["length"] + 1
+    assert row["x"] == pytest.approx(
+        4 * 4 * 8 * length * flops.forward_per_token(model.config, length), rel=1e-6
+    )
+
+
+# ---- bad input: one sentence, exit code 2, nothing half-written ----
+
+
+def run_script(*arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train_sft.py", "--model", "x"], "required: --train, --val, --out"),
+        (["train_sft.py", "--stepz", "3"], "no flag --stepz; did you mean --steps"),
+        (
+            ["train_rl.py", "--model", "m", "--train", "t", "--val", "v", "--out", "o", "--algo", "dapo_dd"],
+            "did you mean dapo_d",
+        ),
+        (
+            ["train_rl.py", "--model", "m", "--train", "t", "--val", "v", "--out", "o", "--group", "0"],
+            "--group must be at least 1",
+        ),
+        (
+            ["train_sft.py", "--model", "nowhere", "--train", "t", "--val", "v", "--out", "o"],
+            "nowhere: no such model folder",
+        ),
+        (["pipeline.py", "--task", "digit"], "did you mean digits?"),
+        (["pipeline.py", "--candidates", "medium-3"], "should be like uniform-240"),
+        (["pipeline.py", "--steps", "a"], "no flag --steps"),
+        (["pipeline.py", "--sft-steps", "many"], "invalid int value: 'many'"),
+        (["pipeline.py", "--config", "nowhere.toml"], "nowhere.toml: can't be read"),
+    ],
+)
+def test_bad_command_lines(arguments, message):
+    result = run_script(*arguments)
+    assert result.returncode == 2
+    assert message in result.stderr and "Traceback" not in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+
+
+def test_bad_config_file(tmp_path):
+    (tmp_path / "c.toml").write_text("stepss = 3\n")
+    with pytest.raises(ValueError, match=r"c\.toml: no setting 'stepss'; did you mean steps"):
+        config.parse(train_sft.SFTConfig, "", ["--config", str(tmp_path / "c.toml")])
+    (tmp_path / "c.toml").write_text('steps = "3"\n')
+    with pytest.raises(ValueError, match=r"steps must be int, got '3'"):
+        config.parse(train_sft.SFTConfig, "", ["--config", str(tmp_path / "c.toml")])
+    (tmp_path / "c.toml").write_text("steps = \n")
+    with pytest.raises(ValueError, match="not valid TOML"):
+        config.parse(train_sft.SFTConfig, "", ["--config", str(tmp_path / "c.toml")])
+
+
+def test_flags_override_the_file(tmp_path):
+    (tmp_path / "c.toml").write_text('model = "m"\ntrain = "t"\nval = "v"\nout = "o"\nlr = 1\nsteps = 5\n')
+    c = config.parse(train_sft.SFTConfig, "", ["--config", str(tmp_path / "c.toml"), "--steps", "7"])
+    assert (c.steps, c.lr, c.model) == (7, 1.0, "m") and isinstance(c.lr, float)
+
+
+def test_every_setting_has_help():
+    from nanopcf.evaluate import EvaluateConfig
+    from nanopcf.generate import GenerateConfig
+    from pipeline import PipelineConfig
+
+    for cls in (train_sft.SFTConfig, train_rl.RLConfig, PipelineConfig, EvaluateConfig, GenerateConfig):
+        assert set(config.field_help(cls)) >= set(cls.__dataclass_fields__), cls
+
+
+def test_a_run_folder_belongs_to_one_config(sft, tmp_path):
+    train_sft.main(replace(sft, steps=2))
+    with pytest.raises(ValueError, match="already holds a run; continue it with --resume"):
+        train_sft.main(replace(sft, steps=2))
+    with pytest.raises(ValueError, match=r"another config: --steps was 2, is 4"):
+        train_sft.main(replace(sft, steps=4, resume=True))
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("dear")
+    with pytest.raises(ValueError, match="not empty and not a run folder"):
+        train_sft.main(replace(sft, out=str(tmp_path / "mine")))
+    assert [p.name for p in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
+
+
+def test_nothing_is_written_for_bad_data(sft, rl, tmp_path):
+    with pytest.raises(ValueError, match="no field 'trajectory'"):
+        train_sft.main(replace(sft, train=rl.train))
+    with pytest.raises(ValueError, match="the model's context is 64"):
+        train_rl.main(replace(rl, max_new_tokens=64))
+    assert not (tmp_path / "sft").exists() and not (tmp_path / "rl").exists()
+
+
+def test_divergence_stops_with_the_step(sft):
+    with pytest.raises(ValueError, match=r"step \d.*(try a lower --lr)"):
+        train_sft.main(replace(sft, lr=1e30, warmup=0))
+
+
+def test_a_failed_save_leaves_no_half_checkpoint(tmp_path, model):
+    """A disk that fills up in the middle of a checkpoint: the old one stays whole, nothing is left beside it."""
+    runs.write_folder(tmp_path / "c", lambda f: (f / "a").write_text("old"))
+
+    def full(folder):
+        (folder / "a").write_text("new")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space"):
+        runs.write_folder(tmp_path / "c", full)
+    assert [p.name for p in tmp_path.iterdir()] == ["c"] and (tmp_path / "c" / "a").read_text() == "old"
+
+
+def test_metrics_have_no_torn_or_repeated_line(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"st')
+    runs.Metrics(tmp_path, from_step=2).log(step=3)
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2, 3]
+
+
+def test_evaluate_and_generate_from_the_command_line(model_dir, tmp_path):
+    data = write_rows(tmp_path / "d.jsonl", [{"prompt": "1+1=", "answer": "2"}])
+    result = run_script(
+        "-m",
+        "nanopcf.evaluate",
+        "--model",
+        str(model_dir),
+        "--data",
+        data,
+        "--samples",
+        "4",
+        "--device",
+        "cpu",
+    )
+    assert result.returncode == 0 and "pass@4" in result.stdout
+    result = run_script(
+        "-m", "nanopcf.generate", "--model", str(model_dir), "--prompt", "1+", "--device", "cpu"
+    )
+    assert result.returncode == 0
+    result = run_script("-m", "nanopcf.generate", "--model", str(model_dir), "--prompt", "what?")
+    assert result.returncode == 2 and "can't spell" in result.stderr
+
+
+def test_pass_at_k_against_enumeration():
+    from nanopcf.evaluate import pass_at_k
+
+    correct = (np.random.default_rng(0).random((6, 7)) < 0.3).astype(float)
+    for k in (1, 3, 7):
+        brute = np.mean([np.mean([max(c) for c in itertools.combinations(row, k)]) for row in correct])
+        assert pass_at_k(correct, k) == pytest.approx(brute)
+    with pytest.raises(ValueError, match="needs at least 8 samples"):
+        pass_at_k(correct, 8)
