@@ -140,7 +140,8 @@ def main(c: RLConfig) -> list[dict]:
     reference = copy.deepcopy(model)  # where RL started: for the KL term and the KL metric
     optimizer = make_optimizer(model, c.lr, c.weight_decay)
     sampler = Sampler(model, slots=c.slots, max_length=model.config.max_length)
-    state = {"step": 0, "updates": 0, "drawn": 0, "x": 0.0}  # drawn: rounds of prompts; x: FLOPs spent
+    # drawn: rounds of prompts; x: FLOPs spent; ended: no signal is left
+    state = {"step": 0, "updates": 0, "drawn": 0, "x": 0.0, "ended": False}
     saved = runs.checkpoints(out)
     if saved:
         state = checkpoint.load_training(saved[-1][1], model, optimizer)
@@ -181,7 +182,7 @@ def main(c: RLConfig) -> list[dict]:
     if not saved:
         metrics.log(step=0, x=0.0, score=evaluate(c.eval_temperature), greedy=evaluate(0.0))
     bar = tqdm(
-        range(state["step"], c.steps),
+        range(state["step"], state["step"] if state["ended"] else c.steps),
         initial=state["step"],
         total=c.steps,
         desc=f"RL {out.name}",
