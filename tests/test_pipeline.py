@@ -1,0 +1,137 @@
+"""The pipeline end to end on a toy budget, its cache, and the report."""
+
+import json
+import sys
+from dataclasses import replace
+
+import pytest
+
+import pipeline
+from nanopcf import report
+
+TOY = pipeline.PipelineConfig(
+    preset="tiny", corpus=400, base_steps=12, base_batch=16, pool=60, candidates=("uniform-20", "hard-20"), val=16,
+    test=24, sft_steps=6, sft_checkpoints=3, passk=2, every_regime=("uniform-20",), rl_prompts=16, rl_steps=4,
+    rl_batch=4, rl_group=4, rl_points=4, workers=2, threads=1, device="cpu",
+)  # fmt: skip
+
+
+def stamps(out) -> dict[str, int]:
+    names = ("data", "base", "candidates", "sft", "select", "rl")
+    return {n: (out / f"{n}.json").stat().st_mtime_ns for n in names}
+
+
+def test_pipeline_end_to_end_and_its_cache(tmp_path, capfd):
+    """The report's fixed keys; a second run reruns nothing, a changed flag only what depends on it."""
+    c = replace(TOY, out=str(tmp_path / "run"))
+    result = pipeline.main(c)
+    saved = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert {"seed", "preset", "candidates", "branches", "selector", "environment", "elapsed_s"} <= set(saved)
+    assert {"name", "size", "difficulty", "min_val_loss", "checkpoints"} <= set(saved["candidates"][0])
+    assert {"dataset", "sft_step", "regime", "x_sft", "p_sft", "a_post", "pl_rl", "status"} <= set(
+        saved["branches"][0]
+    )
+    assert {"chosen", "spearman", "pearson"} <= set(saved["selector"])
+    assert {b["dataset"] for b in saved["branches"]} == {"base", "uniform-20", "hard-20"}
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "http" not in page.replace("http-equiv", "") and page.count("data:image/png") == 4
+
+    before = stamps(tmp_path / "run")
+    with pytest.raises(ValueError, match="already holds a run"):
+        pipeline.main(c)
+    again = pipeline.main(replace(c, resume=True))
+    assert stamps(tmp_path / "run") == before
+    assert [b["curve"] for b in again["branches"]] == [b["curve"] for b in result["branches"]]
+    changed = pipeline.main(replace(c, resume=True, rl_lr=1e-3))
+    after = stamps(tmp_path / "run")
+    assert [n for n in after if after[n] != before[n]] == ["rl"]
+    assert changed["candidates"] == result["candidates"]
+
+
+def test_seed_changes_the_numbers(tmp_path):
+    """Down to the first stage: another base model, other data."""
+    toy = replace(TOY, base_steps=2, sft_steps=2, sft_checkpoints=1, candidates=("uniform-20",))
+    losses = [
+        pipeline.main(replace(toy, seed=seed, out=str(tmp_path / str(seed))))["base"]["pretrain_loss"]
+        for seed in (1, 2)
+    ]
+    assert losses[0] != losses[1]
+
+
+def branch(dataset, step, regime, status, best, low, high, p_sft=0.3):
+    fit = dict(
+        a_post=best, pl_rl=best - p_sft, c_mid=1e9, b=1.0, epsilon=0.0, rmse_fit=0.01, rmse_heldout=None
+    )
+    curve = [{"x": 0.0, "score": p_sft}, {"x": 1e9, "score": best}, {"x": 2e9, "score": best}]
+    return dict(dataset=dataset, sft_step=step, regime=regime, status=status, best=best, a_post_low=low, a_post_high=high,
+                p_sft=p_sft, x_sft=step * 1e7, curve=curve, greedy_before=0.3, greedy_after=0.5, **fit)  # fmt: skip
+
+
+@pytest.fixture
+def made_up() -> dict:
+    """A report whose verdicts are known by construction."""
+    checkpoint = dict(x_sft=1e8, score=0.4, pass_at_k=0.6, k=8)
+    candidates = [
+        dict(name=name, size=size, difficulty="uniform", min_val_loss=loss, checkpoints=[
+            dict(checkpoint, step=10, val_loss=loss, regime="stable"), dict(checkpoint, step=20, x_sft=2e8, val_loss=2 * loss, regime="severe"),
+        ])
+        for name, size, loss in (("uniform-50", 50, 0.5), ("uniform-200", 200, 0.2), ("uniform-800", 800, 0.1))
+    ]  # fmt: skip
+    branches = [
+        branch("base", 0, "base", "still rising", 0.2, 0.2, 1.0, p_sft=0.1),
+        branch("uniform-50", 10, "stable", "saturated", 0.5, 0.48, 0.52),
+        branch("uniform-200", 5, "adaptive", "still rising", 0.65, 0.6, 1.0),
+        branch("uniform-200", 10, "stable", "saturated", 0.7, 0.68, 0.72),
+        branch("uniform-200", 20, "severe", "saturated", 0.8, 0.78, 0.82),
+        branch("uniform-800", 10, "stable", "saturated", 0.9, 0.88, 0.92),
+    ]
+    ranking = [
+        dict(name=c["name"], min_val_loss=c["min_val_loss"], recommended_step=10, recommended_regime="stable", score=0.4,
+             pass_at_k=0.6, a_post=a, status="saturated")
+        for c, a in zip(candidates, (0.5, 0.7, 0.9), strict=True)
+    ]  # fmt: skip
+    sample = dict(dataset="uniform-50", prompt="<script>alert(1)</script>", answer="2", before="1", after="2")
+    return dict(
+        seed=0, preset="demo", task="digits", flags={"test": 500}, base=dict(p_0=0.1, parameters=1000, pretrain_loss=1.0),
+        candidates=candidates, branches=branches, selector=dict(chosen="uniform-800", ranking=ranking, spearman=-1.0, pearson=-0.9, n=3),
+        samples=[dict(sample, before_correct=False, after_correct=True)],
+        environment=dict(command="x", versions={"python": "3"}, device="cpu", commit="abc"), elapsed_s={"total": 60.0},
+    )  # fmt: skip
+
+
+def test_claims_follow_the_intervals(made_up):
+    verdicts = {c["claim"]: c["verdict"] for c in report.claims(made_up)}
+    find = lambda *words: next(v for k, v in verdicts.items() if all(w in k for w in words))  # noqa: E731
+    assert find("pure RL") == "shown"
+    assert find("pure SFT") == "shown"
+    assert find("adaptive") == "not resolved"  # the adaptive branch still rises: it has no upper bound
+    assert find("severe") == "not shown"  # severe is above stable, intervals apart
+    assert find("validation loss") == "shown"
+    assert find("Scale") == "shown"
+
+
+def test_report_escapes_text_and_names_lower_bounds(made_up, tmp_path):
+    report.write(made_up, tmp_path)
+    page = (tmp_path / "report.html").read_text()
+    assert "<script>" not in page and "&lt;script&gt;" in page
+    table = report.terminal_table(made_up)
+    assert "≥ 65.0" in table and "90.0 [88.0, 92.0]" in table
+    assert max(len(line) for line in table.splitlines()) <= 110
+    assert (tmp_path / "fig8_rl_curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_report_without_matplotlib(made_up, tmp_path, monkeypatch):
+    """The extra is optional: the page must still come, and say how to get the figures."""
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    report.write(made_up, tmp_path)
+    page = (tmp_path / "report.html").read_text()
+    assert "data:image" not in page and ".[plot]" in page and "saturated" in page
+
+
+def test_flops_have_their_unit():
+    assert [report.si(v) for v in (5.0, 1.5e9, 2.34e12, 4e18)] == [
+        "5 FLOPs",
+        "1.5 GFLOPs",
+        "2.34 TFLOPs",
+        "4 EFLOPs",
+    ]
