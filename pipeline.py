@@ -29,6 +29,7 @@ from nanopcf.tasks import FAMILIES, Lore, make_examples
 from nanopcf.tokenizer import nano_tokenizer
 
 PRESETS = Path(__file__).resolve().parent / "configs"
+POOL_ROUNDS = 6  # at most, of problems tried to fill the candidate sets
 CONTEXT = 64  # tokens; the tasks' problems and working fit
 
 
@@ -38,12 +39,12 @@ class PipelineConfig:
     out: str = ""  # run folder (default runs/PRESET)
     task: str = "digits"  # digits or columns, see nanopcf/tasks.py
     model: str = "0.1M"  # size of the model, a name in nanopcf.model.NANO
-    known: float = 0.5  # share of the facts that the base model's web text always states rightly
+    known: float = 0.6  # share of the facts that the base model's web text always states rightly
     corpus: int = 20000  # web texts to pretrain on
     base_steps: int = 600  # optimizer steps of pretraining
     base_batch: int = 64  # web texts a step
     base_lr: float = 4e-3  # peak learning rate of pretraining
-    pool: int = 3000  # problems whose win rate is measured, to draw the candidate sets from
+    pool: int = 3000  # problems tried at a time, until the candidate sets are full
     candidates: tuple[str, ...] = ("uniform-60", "uniform-240")  # difficulty-size: uniform, easy or hard
     val: int = 256  # expert trajectories for the validation loss
     test: int = 512  # problems for every score
@@ -180,7 +181,7 @@ def make_data(c: PipelineConfig, folder: Path) -> dict:
     """Problems for every purpose, no prompt in two of them."""
     taken: set[str] = set()
     splits = {}
-    for i, (name, count) in enumerate(dict(test=c.test, val=c.val, rl=c.rl_prompts, pool=c.pool).items()):
+    for i, (name, count) in enumerate(dict(test=c.test, val=c.val, rl=c.rl_prompts).items()):
         splits[name] = make_examples(c.task, count, (c.seed, i), exclude=taken)
         taken |= {e.prompt for e in splits[name]}
     splits["corpus"] = make_examples(c.task, c.corpus, (c.seed, 9), lore=Lore(c.seed, c.known), exclude=taken)
@@ -233,27 +234,39 @@ def train_base(c: PipelineConfig, folder: Path, data: dict, threads: int, worker
 
 
 def make_candidates(c: PipelineConfig, folder: Path, data: dict, base: dict) -> dict:
-    """Candidate sets by the base model's win rate over 4 tries, as in the paper: easy = 1, hard <= 0.25, or any."""
+    """Candidate sets by the base model's win rate over 4 tries, as in the paper: easy = 1, hard <= 0.25, or any.
+
+    Problems are drawn and tried in rounds of --pool until every set is full.
+    """
     model, tokenizer = checkpoint.load(base["model"], runs.choose_device(c.device))
-    pool = read_jsonl(data["pool"])
-    correct, _ = complete(
-        model, tokenizer, pool, samples=4, max_new_tokens=train_rl.RLConfig.max_new_tokens, seed=c.seed + 4
-    )
-    win_rate = correct.mean(axis=1)
-    kinds = {
-        "uniform": pool,
-        "easy": [e for e, w in zip(pool, win_rate, strict=True) if w == 1],
-        "hard": [e for e, w in zip(pool, win_rate, strict=True) if w <= 0.25],
-    }
+    taken = {e.prompt for path in data.values() for e in read_jsonl(path)}
+    need = {kind: 0 for kind in ("uniform", "easy", "hard")}
+    for name in c.candidates:
+        kind, size = name.split("-")
+        need[kind] = max(need[kind], int(size))
+    kinds: dict[str, list] = {kind: [] for kind in need}
+    for round_ in range(POOL_ROUNDS):
+        pool = make_examples(c.task, c.pool, (c.seed, 20 + round_), exclude=taken)
+        taken |= {e.prompt for e in pool}
+        options = dict(samples=4, max_new_tokens=train_rl.RLConfig.max_new_tokens, seed=c.seed + round_)
+        correct, _ = complete(model, tokenizer, pool, **options)
+        for e, win_rate in zip(pool, correct.mean(axis=1), strict=True):
+            kinds["uniform"].append(e)
+            if win_rate == 1 or win_rate <= 0.25:
+                kinds["easy" if win_rate == 1 else "hard"].append(e)
+        if all(len(kinds[kind]) >= need[kind] for kind in need):
+            break
     files = {}
     for name in c.candidates:
         kind, size = name.split("-")
         if len(kinds[kind]) < int(size):
             raise ValueError(
-                f"--candidates {name}: the pool holds {len(kinds[kind])} {kind} problems; make --pool larger or the set smaller"
+                f"--candidates {name}: among {len(kinds['uniform'])} problems the base model has {len(kinds[kind])} {kind} "
+                "ones; make --pool larger, the set smaller, or the base model better (--base-steps, --known)"
             )
         write_jsonl(folder / f"{name}.jsonl", kinds[kind][: int(size)])
         files[name] = str(folder / f"{name}.jsonl")
+    check_disjoint(**{n: read_jsonl(p) for n, p in data.items()}, candidates=kinds["uniform"])
     return {"files": files, "counts": {k: len(v) for k, v in kinds.items()}}
 
 
@@ -421,14 +434,14 @@ def main(c: PipelineConfig) -> dict:
     began = time.perf_counter()
 
     stages = Stages(c, out)
-    data = stages.run("data", "task known corpus pool val test rl_prompts seed", lambda f: make_data(c, f))
+    data = stages.run("data", "task known corpus val test rl_prompts seed", lambda f: make_data(c, f))
     base = stages.run(
         "base",
         "model base_steps base_batch base_lr passk",
         lambda f: train_base(c, f, data, threads, workers),
     )
     runs.announce(f"base model: {base['parameters']:,} parameters, P_0 = {base['p_0']:.1%}")
-    sets = stages.run("candidates", "candidates", lambda f: make_candidates(c, f, data, base))
+    sets = stages.run("candidates", "candidates pool", lambda f: make_candidates(c, f, data, base))
     runs.announce("win rates over the pool: " + ", ".join(f"{n} {k}" for k, n in sets["counts"].items()))
     candidates = stages.run(
         "sft",

@@ -147,10 +147,10 @@ def main(c: RLConfig) -> list[dict]:
         state = checkpoint.load_training(saved[-1][1], model, optimizer)
         runs.announce(f"resuming after step {state['step']}")
     metrics = runs.Metrics(out, state["step"])
+    runs.announce(runs.header(device, c.threads, kernels.backend()))
     runs.announce(
-        f"RL: {c.algo}, {len(train)} prompts, {model.parameter_count():,} parameters, {device.type}, float32, "
-        f"kernels: {kernels.backend()}, {c.threads} thread(s)\n"
-        "  (on-policy the loss stays near 0: watch the reward, the gradient norm and the share of groups with signal)"
+        f"RL: {c.algo}, {len(train)} prompts, {model.parameter_count():,} parameters\n"
+        "(on-policy the loss stays near 0: watch the reward, the gradient norm and the share of groups with signal)"
     )
 
     def evaluate(temperature: float) -> float:

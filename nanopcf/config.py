@@ -5,14 +5,15 @@
         lr: float = 1e-3  # peak learning rate
 
 `parse(Config, description)` makes `--lr` with that comment as its help. Flags override `--config FILE.toml`, which
-overrides the defaults. Unknown names are errors that list near matches. `str | None` fields default to None; a bool
-is `--flag` / `--no-flag`; a field without a default is required.
+overrides the defaults. Unknown names are errors that list near matches. A bool is `--flag`; a field without a default
+is required.
 """
 
 import argparse
 import difflib
 import inspect
 import re
+import shutil
 import sys
 import tomllib
 from dataclasses import MISSING, fields
@@ -31,6 +32,14 @@ class Parser(argparse.ArgumentParser):
             known = [o for a in self._actions for o in a.option_strings]
             message = f"no flag {flag[1]}" + near(flag[1], known)
         self.exit(2, f"error: {message} (see --help)\n")
+
+
+class Help(argparse.RawDescriptionHelpFormatter):
+    """One line a flag where the terminal is wide enough."""
+
+    def __init__(self, prog: str) -> None:
+        width = min(130, shutil.get_terminal_size().columns)
+        super().__init__(prog, max_help_position=30, width=width)
 
 
 def near(name: str, known: list[str]) -> str:
@@ -63,12 +72,10 @@ def from_dict(cls: type[T], values: dict[str, Any], source: str) -> T:
 
 
 def _type_name(kind: Any) -> str:
-    return kind.__name__ if isinstance(kind, type) else str(kind).replace(" | None", "")
+    return kind.__name__ if isinstance(kind, type) else str(kind)
 
 
 def _fits(value: Any, kind: Any) -> bool:
-    if value is None:
-        return "None" in str(kind)
     base = getattr(kind, "__origin__", None)
     if base is tuple:
         return isinstance(value, (list, tuple)) and all(_fits(v, kind.__args__[0]) for v in value)
@@ -104,7 +111,7 @@ def parse(
 ) -> T:
     """The command line as a config. With `presets` (a folder), `--preset NAME` reads NAME.toml from it first."""
     parser = Parser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        description=description, usage="%(prog)s [--flag VALUE ...]", formatter_class=Help, allow_abbrev=False
     )
     parser.add_argument("--config", metavar="FILE.toml", help="settings from a file; flags override it")
     if presets is not None:
@@ -117,16 +124,15 @@ def parse(
         if presets is not None and f.name == "preset":
             continue
         flag, kind = "--" + f.name.replace("_", "-"), f.type
-        default = "required" if f.default is MISSING else f"default {_show(f.default)}"
-        text = f"{comments[f.name]} ({default})".replace("%", "%%")
+        default = " (required)" if f.default is MISSING else f" (default {_show(f.default)})"
+        text = (comments[f.name] + (default if f.default not in ("", False) else "")).replace("%", "%%")
         options: dict[str, Any] = dict(default=argparse.SUPPRESS, help=text)
         if kind is bool:
-            parser.add_argument(flag, action=argparse.BooleanOptionalAction, **options)
+            parser.add_argument(flag, action="store_true", **options)
         elif getattr(kind, "__origin__", None) is tuple:
             parser.add_argument(flag, nargs="+", type=kind.__args__[0], metavar="X", **options)
         else:
-            convert = kind if isinstance(kind, type) else str
-            parser.add_argument(flag, type=convert, metavar=convert.__name__.upper(), **options)
+            parser.add_argument(flag, type=kind, metavar=kind.__name__.upper(), **options)
     given = vars(parser.parse_args(argv))
     values: dict[str, Any] = {}
     chosen = given.pop("preset", None)
@@ -139,13 +145,7 @@ def parse(
 
 
 def _show(default: Any) -> str:
-    return (
-        " ".join(map(str, default))
-        if isinstance(default, tuple)
-        else "none"
-        if default in (None, "")
-        else str(default)
-    )
+    return " ".join(map(str, default)) if isinstance(default, tuple) else str(default)
 
 
 def run_cli(main, *arguments) -> None:

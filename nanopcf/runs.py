@@ -127,7 +127,13 @@ def choose_device(name: str) -> torch.device:
 def environment(device: torch.device) -> dict:
     """What a number must be quoted with: command, versions, device, commit."""
     root = Path(__file__).resolve().parents[1]
-    git = subprocess.run(["git", "-C", root, "rev-parse", "HEAD"], capture_output=True, text=True)
+    try:
+        git = subprocess.run(
+            ["git", "-C", root, "rev-parse", "--short", "HEAD"], capture_output=True, text=True
+        )
+        commit = git.stdout.strip() or "unknown"
+    except OSError:  # no git here
+        commit = "unknown"
     name = (
         torch.cuda.get_device_name()
         if device.type == "cuda"
@@ -137,8 +143,15 @@ def environment(device: torch.device) -> dict:
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
         "device": f"{device.type} ({name})",
-        "commit": git.stdout.strip() or "unknown",
+        "commit": commit,
     }
+
+
+def header(device: torch.device, threads: int, backend: str) -> str:
+    """The first line of a run's log."""
+    e = environment(device)
+    versions = ", ".join(f"{name} {version}" for name, version in e["versions"].items())
+    return f"{e['command']}\n{versions}, commit {e['commit']}; {e['device']}, float32, kernels: {backend}, {threads} thread(s)"
 
 
 def announce(text: str) -> None:

@@ -17,6 +17,7 @@ import train_sft
 from nanopcf import checkpoint, config, flops, runs
 from nanopcf.data import Sequence, pack, write_jsonl
 from nanopcf.model import ModelConfig, Transformer
+from nanopcf.objectives import Recipe
 from nanopcf.tasks import make_examples
 from nanopcf.tokenizer import nano_tokenizer
 
@@ -182,6 +183,41 @@ def test_rl_learns(rl, algo, init_dir):
     assert curve[0]["score"] < 0.25
     assert curve[-1]["score"] > 0.9
     assert all(b["x"] > a["x"] for a, b in itertools.pairwise(curve))
+
+
+@pytest.mark.parametrize("place", ["loss", "reward"])
+def test_kl_term_is_silent_at_the_start_and_acts_later(rl, init_dir, tmp_path, place, monkeypatch):
+    """At the reference itself k3 has no gradient and k1 is 0: the first update is that without a KL term, the later aren't."""
+    base = replace(
+        rl, model=init_dir, group=32, max_new_tokens=1, update_prompts=4, checkpoint_every=1, steps=3
+    )
+    with_kl = replace(train_rl.RECIPES["grpo"], kl_coef=0.5, kl_place=place)
+    monkeypatch.setitem(train_rl.RECIPES, "with_kl", with_kl)
+    for algo in ("grpo", "with_kl"):
+        train_rl.main(replace(base, algo=algo, out=str(tmp_path / algo)))
+    weights = {
+        (algo, step): load_file(tmp_path / algo / "checkpoints" / f"step-{step}" / "model.safetensors")
+        for algo in ("grpo", "with_kl")
+        for step in (1, 3)
+    }
+    name = "model.embed_tokens.weight"
+    torch.testing.assert_close(weights["grpo", 1][name], weights["with_kl", 1][name], atol=1e-6, rtol=1e-5)
+    assert (weights["grpo", 3][name] - weights["with_kl", 3][name]).abs().max() > 1e-5
+
+
+def test_overlong_answers_are_filtered_or_punished(rl, init_dir, tmp_path, monkeypatch):
+    """Filter: a batch where every answer hits the limit trains nothing. Soft: its rewards fall by 1."""
+    common = replace(rl, model=init_dir, max_new_tokens=1, group=32, steps=1, eval_every=1, overlong_cache=1)
+    for name in ("filter", "soft"):
+        monkeypatch.setitem(train_rl.RECIPES, name, Recipe(overlong=name))
+        path = write_rows(tmp_path / "one.jsonl", [{"prompt": "+", "answer": "0"}])
+        train_rl.main(
+            replace(common, algo=name, train=path, prompts=1, update_prompts=1, out=str(tmp_path / name))
+        )
+    rows = {n: runs.read_metrics(tmp_path / n / "metrics.jsonl")[-1] for n in ("filter", "soft")}
+    assert rows["filter"]["truncated_share"] > 0.8
+    assert rows["soft"]["reward"] == pytest.approx(rows["soft"]["pass_rate"] - 1, abs=1e-6)
+    assert 0 < rows["filter"]["pass_rate"] and rows["filter"]["loss"] == pytest.approx(0, abs=1e-3)
 
 
 def test_run_ends_when_no_prompt_has_signal(rl):
