@@ -41,9 +41,9 @@ class PipelineConfig:
     model: str = "0.1M"  # size of the model, a name in nanopcf.model.NANO
     known: float = 0.6  # share of the facts that the base model's web text always states rightly
     corpus: int = 20000  # web texts to pretrain on
-    base_steps: int = 600  # optimizer steps of pretraining
+    base_steps: int = 500  # optimizer steps of pretraining
     base_batch: int = 64  # web texts a step
-    base_lr: float = 4e-3  # peak learning rate of pretraining
+    base_lr: float = 5e-3  # peak learning rate of pretraining
     pool: int = 3000  # problems tried at a time, until the candidate sets are full
     candidates: tuple[str, ...] = ("uniform-60", "uniform-240")  # difficulty-size: uniform, easy or hard
     val: int = 256  # expert trajectories for the validation loss
