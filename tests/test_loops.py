@@ -48,6 +48,8 @@ def init_dir(tmp_path) -> str:
     """A model that samples nearly uniformly: one answer in sixteen is right, so RL has a signal."""
     torch.manual_seed(0)
     init = Transformer(ModelConfig(vocab_size=16, width=32, heads=2, kv_heads=1, mlp_width=64, max_length=16))
+    with torch.no_grad():
+        init.embedding.weight.mul_(0.2)  # the head too
     checkpoint.save(init, nano_tokenizer(), tmp_path / "init")
     return str(tmp_path / "init")
 
