@@ -208,7 +208,8 @@ def test_kl_term_is_silent_at_the_start_and_acts_later(rl, init_dir, tmp_path, p
 
 
 def test_overlong_answers_are_filtered_or_punished(rl, init_dir, tmp_path, monkeypatch):
-    """Filter: a batch where every answer hits the limit trains nothing. Soft: its rewards fall by 1."""
+    """Filter: only answers that ended by themselves are trained, and the cut ones stay in the group's mean: here the
+    ended ones are empty, so wrong, their advantage is -pass_rate and the loss is +pass_rate. Soft: rewards fall by 1."""
     common = replace(rl, model=init_dir, max_new_tokens=1, group=32, steps=1, eval_every=1, overlong_cache=1)
     for name in ("filter", "soft"):
         monkeypatch.setitem(train_rl.RECIPES, name, Recipe(overlong=name))
@@ -219,7 +220,8 @@ def test_overlong_answers_are_filtered_or_punished(rl, init_dir, tmp_path, monke
     rows = {n: runs.read_metrics(tmp_path / n / "metrics.jsonl")[-1] for n in ("filter", "soft")}
     assert rows["filter"]["truncated_share"] > 0.8
     assert rows["soft"]["reward"] == pytest.approx(rows["soft"]["pass_rate"] - 1, abs=1e-6)
-    assert 0 < rows["filter"]["pass_rate"] and rows["filter"]["loss"] == pytest.approx(0, abs=1e-3)
+    assert rows["filter"]["truncated_share"] < 1 and rows["filter"]["pass_rate"] > 0
+    assert rows["filter"]["loss"] == pytest.approx(rows["filter"]["pass_rate"], abs=1e-5)
 
 
 def test_run_ends_when_no_prompt_has_signal(rl):
