@@ -39,23 +39,23 @@ class PipelineConfig:
     out: str = ""  # run folder (default runs/PRESET)
     task: str = "digits"  # digits or columns, see nanopcf/tasks.py
     model: str = "0.1M"  # size of the model, a name in nanopcf.model.NANO
-    known: float = 0.6  # share of the facts that the base model's web text always states rightly
+    known: float = 0.5  # share of the facts that the base model's web text always states rightly
     corpus: int = 20000  # web texts to pretrain on
     base_steps: int = 500  # optimizer steps of pretraining
     base_batch: int = 64  # web texts a step
     base_lr: float = 5e-3  # peak learning rate of pretraining
     pool: int = 3000  # problems tried at a time, until the candidate sets are full
-    candidates: tuple[str, ...] = ("uniform-60", "uniform-240")  # difficulty-size: uniform, easy or hard
+    candidates: tuple[str, ...] = ("uniform-20", "uniform-60")  # difficulty-size: uniform, easy or hard
     val: int = 256  # expert trajectories for the validation loss
     test: int = 512  # problems for every score
-    sft_steps: int = 300  # optimizer steps of SFT
-    sft_batch: int = 32  # trajectories a step
+    sft_steps: int = 240  # optimizer steps of SFT
+    sft_batch: int = 16  # trajectories a step
     sft_lr: float = 1e-3  # learning rate of SFT
-    sft_checkpoints: int = 10  # checkpoints of an SFT run
+    sft_checkpoints: int = 12  # checkpoints of an SFT run
     passk: int = 8  # k of pass@k, beside the validation loss
-    every_regime: tuple[str, ...] = ("uniform-60",)  # candidates whose every regime starts a branch
+    every_regime: tuple[str, ...] = ("uniform-20",)  # candidates whose every regime starts a branch
     algo: str = "dapo_dc"  # RL algorithm, see train_rl.py --list
-    rl_prompts: int = 256  # problems that RL trains on
+    rl_prompts: int = 128  # problems that RL trains on
     rl_steps: int = 100  # rollout batches of a branch
     rl_batch: int = 32  # prompts a batch
     rl_group: int = 8  # answers a prompt
@@ -101,6 +101,9 @@ class PipelineConfig:
             raise ValueError("--workers and --threads must be 0 (chosen here) or more")
         if self.sft_checkpoints > self.sft_steps:
             raise ValueError("--sft-checkpoints can't be above --sft-steps")
+        for name in ("base_lr", "sft_lr", "rl_lr"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"--{name.replace('_', '-')} must be above 0, got {getattr(self, name)}")
         if not 0 <= self.known <= 1:
             raise ValueError(f"--known is a share from 0 to 1, got {self.known}")
 

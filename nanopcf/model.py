@@ -200,13 +200,12 @@ class Transformer(nn.Module):
         positions: Tensor | None = None,
         documents: Tensor | None = None,
         kv_cache: KVCache | None = None,
-        length: int | None = None,
     ) -> Tensor:
         """Hidden states of tokens [B, T].
 
         positions [B, T]: default 0..T-1. documents [B, T]: an id per token; tokens of different documents don't see
         each other (packing; positions must restart with each document). kv_cache: keys and values are written at
-        `positions` and read back up to `length` (default: the highest position + 1); rows 0..B-1 of the cache.
+        `positions` of its rows 0..B-1 and read back up to the highest one: work grows with the live length.
         """
         T = tokens.shape[1]
         mask, store = None, None
@@ -220,7 +219,7 @@ class Transformer(nn.Module):
             mask = same.tril().unsqueeze(1)  # in a packed row, earlier in the document = earlier in the row
         if kv_cache is not None:
             assert positions is not None and documents is None
-            S = int(positions.max()) + 1 if length is None else length
+            S = int(positions.max()) + 1
             seen = torch.arange(S, device=tokens.device) <= positions[:, :, None]  # (B, T, S)
             mask = seen.unsqueeze(1)
         x = self.embedding(tokens)

@@ -65,7 +65,7 @@ def run_parallel(
     bar = tqdm(
         total=100,
         desc=label,
-        bar_format="{desc:<12} {percentage:3.0f}% |{bar:24}| {elapsed}<{remaining} {postfix}",
+        bar_format="{desc:<12} {percentage:3.0f}% |{bar:24}| {elapsed}<{remaining}{postfix}",
     )
     with bar, ProcessPoolExecutor(min(workers, len(jobs)), spawn, in_child, (log,)) as pool:
         futures = {pool.submit(*job): name for name, job in jobs.items()}

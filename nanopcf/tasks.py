@@ -5,7 +5,7 @@ learns the *procedure* in seconds: problems are padded to one width and the work
 problem, so each token of the working looks back by a constant distance. What takes time is the *facts* (digit tables).
 
 `digits`   arithmetic on two digits without carries (in Z10 x Z10): + - * act on tens and on units, modulo 10.
-           prompt "47+85*36         ="   trajectory "47 22 66=66"   answer "66"   (level: number of operators)
+           prompt "47+85*36         ="   trajectory "47 22 62=62"   answer "62"   (level: number of operators)
            300 facts, one for each digit pair and operator; a blind guess is right once in 100.
 `columns`  written addition and subtraction, column by column from the right, with carries.
            prompt "+78 56 12       ="    trajectory "15 12 04"      answer "15 12 04"   (level: number of columns)
@@ -37,7 +37,7 @@ def true_fact(fact: Fact) -> tuple[int, int]:
 
 class Lore:
     """What the base model's "web text" holds: a share `known` of the facts is always stated right; of each other one
-    a share of 50 to 100 % of the authors make its one popular mistake. Which and how much: by `seed` alone."""
+    a share of 80 to 100 % of the authors make its one popular mistake. Which and how much: by `seed` alone."""
 
     def __init__(self, seed: int, known: float = 0.5) -> None:
         rng = np.random.default_rng((seed, 10))
@@ -48,7 +48,7 @@ class Lore:
                     for carry in (0, 1):
                         unknown, share, shift = (
                             rng.random() >= known,
-                            rng.uniform(0.5, 1),
+                            rng.uniform(0.8, 1),
                             rng.integers(1, 10),
                         )
                         fact = (op, a, b, carry)
