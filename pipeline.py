@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 
+import kernels
 import train_rl
 import train_sft
 from nanopcf import ceiling, checkpoint, config, report, runs, selector
@@ -434,6 +435,8 @@ def main(c: PipelineConfig) -> dict:
     out.mkdir(parents=True, exist_ok=True)
     runs.write_json(out / "config.json", asdict(c))
     threads, workers = probe(c, device)
+    runs.announce(runs.header(device, threads))
+    kernels.path(None, device)  # says which one
     began = time.perf_counter()
 
     stages = Stages(c, out)

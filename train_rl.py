@@ -147,7 +147,8 @@ def main(c: RLConfig) -> list[dict]:
         state = checkpoint.load_training(saved[-1][1], model, optimizer)
         runs.announce(f"resuming after step {state['step']}")
     metrics = runs.Metrics(out, state["step"])
-    runs.announce(runs.header(device, c.threads, kernels.backend()))
+    runs.announce(runs.header(device, c.threads))
+    kernels.path(None, device)  # says which one
     runs.announce(
         f"RL: {c.algo}, {len(train)} prompts, {model.parameter_count():,} parameters\n"
         "(on-policy the loss stays near 0: watch the reward, the gradient norm and the share of groups with signal)"

@@ -107,7 +107,8 @@ def main(c: SFTConfig) -> list[dict]:
         start = checkpoint.load_training(saved[-1][1], model, optimizer)["step"]
         runs.announce(f"resuming after step {start}")
     metrics = runs.Metrics(out, start)
-    runs.announce(runs.header(device, c.threads, kernels.backend()))
+    runs.announce(runs.header(device, c.threads))
+    kernels.path(None, device)  # says which one
     runs.announce(f"SFT: {len(train)} trajectories, {model.parameter_count():,} parameters")
 
     def save(step: int) -> None:

@@ -2,38 +2,85 @@
 
 Every loss of the project goes through these three functions, in training and in scoring:
 
-    linear_cross_entropy   -logprob of the targets (SFT)
+    linear_cross_entropy   -logprob of the targets (SFT): one line around linear_token_loss
     linear_token_loss      any sum over tokens of f(logprob, lse, entropy): 3 matrix products, gradients in forward
     linear_logprob         logprob and entropy for any later use: 4 matrix products
 
-The maths stands in `reference.py`, which runs everywhere. `implementation` is the one place where a faster path for a
-device is chosen; Triton kernels for CUDA come in there.
+Two paths do the arithmetic, and `path` below is the one place that chooses:
+
+    "torch"    `reference.py`: chunked PyTorch, the specification. On the CPU, and wherever Triton isn't.
+    "triton"   `triton_logprob.py`, `triton_token_loss.py`: on CUDA; with TRITON_INTERPRET=1 set before the start of
+               Python they run on CPU tensors, slowly, to be tested or stepped through.
 
 hidden and weight: float32, bfloat16 or float16; arithmetic and outputs float32; gradients in the inputs' types.
 """
 
+import sys
 from collections.abc import Callable, Sequence
-from types import ModuleType
+from functools import cache
 
 import torch
 from torch import Tensor
 
-from kernels import reference
-
 __all__ = ["backend", "linear_cross_entropy", "linear_logprob", "linear_token_loss"]
+
+OLDEST_TRITON = (3, 6)  # tensor descriptors made on the host, with a lowering for GPUs without TMA
+
+
+def no_triton() -> str | None:
+    """Why the Triton kernels can't run in this process; None when they can."""
+    try:
+        import triton
+    except ImportError:
+        return "triton isn't installed"
+    if tuple(int(n) for n in triton.__version__.split(".")[:2]) < OLDEST_TRITON:
+        return f"triton {triton.__version__} is older than {OLDEST_TRITON[0]}.{OLDEST_TRITON[1]}"
+    if triton.knobs.runtime.interpret:
+        return None
+    if not torch.cuda.is_available():
+        return "no CUDA device"
+    if torch.cuda.get_device_capability() < (8, 0):
+        return f"{torch.cuda.get_device_name()} is older than compute capability 8.0"
+    return None
+
+
+def interpreted() -> bool:
+    import triton
+
+    return triton.knobs.runtime.interpret
 
 
 def backend() -> str:
-    """The path that runs unless a call asks for another: "torch" (the Triton kernels aren't part of this version)."""
-    return "torch"
+    """The path that a call takes by default on this machine's best device: "triton", "triton-interpreter" or "torch"."""
+    if no_triton():
+        return "torch"
+    return "triton-interpreter" if interpreted() else "triton"
 
 
-def implementation(impl: str | None) -> ModuleType:
-    """The module that a call runs on. Raises ValueError for a path that isn't there."""
-    impl = impl or backend()
-    if impl != "torch":
-        raise ValueError(f"kernels: no path {impl!r} in this version; impl=None or 'torch'")
-    return reference
+def path(impl: str | None, device: torch.device) -> str:
+    """Which path a call takes: impl if given, else the kernels where they run. Raises ValueError when impl can't run."""
+    if impl not in (None, "torch", "triton"):
+        raise ValueError(f"kernels: no path {impl!r}; impl is None, 'torch' or 'triton'")
+    reason = no_triton()
+    if reason is None and not (device.type == "cuda" or (device.type == "cpu" and interpreted())):
+        reason = f"they don't run on {device.type} tensors"
+    if impl == "triton" and reason:
+        raise ValueError(
+            f"kernels: impl='triton' can't run here: {reason} (on the CPU: set TRITON_INTERPRET=1 first)"
+        )
+    chosen = impl or ("torch" if reason else "triton")
+    name = "triton-interpreter" if chosen == "triton" and interpreted() else chosen
+    announce(name, device.type, reason if impl is None and device.type == "cuda" else None)
+    return chosen
+
+
+@cache  # each once a process
+def announce(chosen: str, device: str, reason: str | None) -> None:
+    print(
+        f"kernels: {chosen} on {device}" + (f", since {reason}" if reason else ""),
+        file=sys.stderr,
+        flush=True,
+    )
 
 
 def check(hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float) -> None:
@@ -76,10 +123,15 @@ def linear_token_loss(
         raise ValueError(
             f"kernels: extras must have {len(hidden)} entries each, got {[len(e) for e in extras]}"
         )
+    if path(impl, hidden.device) == "triton":
+        from kernels.triton_token_loss import TokenLoss
+    else:
+        from kernels.reference import TokenLoss
+    if not torch.is_grad_enabled():  # which a custom function can't see: inside it grad mode is always off
+        hidden, weight = hidden.detach(), weight.detach()
     with torch.autocast(hidden.device.type, enabled=False):
-        return implementation(impl).linear_token_loss(
-            hidden, weight, targets, loss_fn, extras, temperature, entropy
-        )
+        loss, *stats = TokenLoss.apply(hidden, weight, targets, loss_fn, tuple(extras), temperature, entropy)
+    return loss, dict(zip(("logprob", "lse", "entropy"), [*stats, None], strict=False))
 
 
 def linear_logprob(
@@ -96,8 +148,13 @@ def linear_logprob(
     Both differentiable in hidden [N, D] and weight [V, D].
     """
     check(hidden, weight, targets, temperature)
+    if path(impl, hidden.device) == "triton":
+        from kernels.triton_logprob import Logprob
+    else:
+        from kernels.reference import Logprob
     with torch.autocast(hidden.device.type, enabled=False):
-        return implementation(impl).linear_logprob(hidden, weight, targets, temperature, entropy)
+        logprob, h = Logprob.apply(hidden, weight, targets, temperature, entropy)
+    return (logprob, h) if entropy else logprob
 
 
 def linear_cross_entropy(
@@ -117,12 +174,14 @@ def linear_cross_entropy(
     if reduction not in ("mean", "sum", "none"):
         raise ValueError(f"kernels: reduction must be mean, sum or none, got {reduction!r}")
     check(hidden, weight, targets, temperature)
-    counts = targets != ignore_index
+    counts = (targets != ignore_index).nonzero().squeeze(1)  # indices of the rows that count
+    if len(counts) < len(targets):
+        hidden, kept = hidden[counts], targets[counts]
+    else:
+        kept = targets
     options = dict(temperature=temperature, impl=impl)
     if reduction == "none":
-        logprob = linear_logprob(hidden[counts], weight, targets[counts], **options)
-        return torch.zeros(len(hidden), device=hidden.device).index_put((counts,), -logprob)
-    loss, _ = linear_token_loss(
-        hidden[counts], weight, targets[counts], lambda lp, *_: -lp.sum(), entropy=False, **options
-    )
-    return loss / counts.sum().clamp(min=1) if reduction == "mean" else loss
+        logprob = linear_logprob(hidden, weight, kept, **options)
+        return torch.zeros(len(targets), device=hidden.device).index_put((counts,), -logprob)
+    loss, _ = linear_token_loss(hidden, weight, kept, lambda lp, *_: -lp.sum(), entropy=False, **options)
+    return loss / max(len(counts), 1) if reduction == "mean" else loss

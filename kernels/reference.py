@@ -22,12 +22,12 @@ Arithmetic is float32 whatever comes in: log-probs from bfloat16 logits are off 
 (and bfloat16 products on a CPU are 100 times slower).
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
-CHUNK_ELEMENTS = 2**20  # logits at a time: 4 MiB, about a core's cache
+CHUNK_ELEMENTS = 2**18  # logits at a time: 1 MiB, about a core's cache
 
 
 def chunks(rows: int, vocab: int, device: torch.device) -> Iterator[slice]:
@@ -58,11 +58,25 @@ def softmax_stats(x: Tensor, w: Tensor, y: Tensor, temperature: float, entropy: 
     return p, logprob, lse, h, logp
 
 
-def logits_gradient(
-    p: Tensor, logp: Tensor | None, y: Tensor, a: Tensor, b: Tensor, c: Tensor | None
-) -> Tensor:
-    """dz = a 1[v=y] + p (b + c log p), written over p (and log p)."""
-    if c is None:
+def loss_and_coefficients(
+    loss_fn: Callable[..., Tensor], values: list[Tensor], extras: list[Tensor], need_grad: bool
+) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor] | None]:
+    """The loss of a chunk, detached, and (a, b, c) [C] of its logits' gradient; values: logprob, lse[, entropy] [C]."""
+    with torch.set_grad_enabled(need_grad):
+        leaves = [v.detach().requires_grad_(need_grad) for v in values]
+        loss = loss_fn(*leaves, *([None] * (3 - len(leaves))), *extras)
+    if not need_grad:
+        return loss, None
+    grads = torch.autograd.grad(loss, leaves, allow_unused=True)
+    g_lp, g_lse, *g_h = (torch.zeros_like(v) if g is None else g for v, g in zip(values, grads, strict=True))
+    if not g_h:
+        return loss.detach(), (g_lp, g_lse - g_lp, torch.zeros_like(g_lp))
+    return loss.detach(), (g_lp, g_lse - g_lp - g_h[0] * values[2], -g_h[0])
+
+
+def logits_gradient(p: Tensor, logp: Tensor | None, y: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
+    """dz = a 1[v=y] + p (b + c log p), written over p (and log p; without it, c is 0)."""
+    if logp is None:
         dz = p.mul_(b[:, None])
     else:
         dz = p.mul_(logp.mul_(c[:, None]).add_(b[:, None]))
@@ -88,20 +102,13 @@ class TokenLoss(torch.autograd.Function):
             values = [v for v in values if v is not None]  # logprob, lse[, entropy]
             for whole, part in zip(stats, values, strict=True):
                 whole[rows] = part
-            # 2. the loss, and its derivative by each of them
-            leaves = [v.requires_grad_(need_x or need_w) for v in values]
-            with torch.set_grad_enabled(need_x or need_w):
-                part = loss_fn(*leaves, *([] if entropy else [None]), *(e[rows] for e in extras))
-            loss += part.detach()
+            # 2. the loss, and its derivatives by them
+            part, abc = loss_and_coefficients(loss_fn, values, [e[rows] for e in extras], need_x or need_w)
+            loss += part
             if not (need_x or need_w):
                 continue
-            grads = torch.autograd.grad(part, leaves, allow_unused=True)
-            g_lp, g_lse, *g_h = (torch.zeros_like(y, dtype=torch.float32) if g is None else g for g in grads)
             # 3. the logits' gradient, and the two products
-            b, c = g_lse - g_lp, None
-            if entropy:
-                b, c = b - g_h[0] * values[2].detach(), -g_h[0]
-            dz = logits_gradient(p, logp, y, g_lp, b, c)
+            dz = logits_gradient(p, logp, y, *abc)
             if need_x:
                 torch.mm(dz, w, out=dx[rows])
             if need_w:
@@ -160,7 +167,7 @@ class Logprob(torch.autograd.Function):
             x, y = hidden[rows].float(), targets[rows]
             p, _, _, _, logp = softmax_stats(x, w, y, ctx.temperature, with_entropy)
             a = g_lp[rows] / ctx.temperature
-            b, c = -a, None
+            b, c = -a, a
             if with_entropy:
                 c = -g_h[rows] / ctx.temperature
                 b = b + c * h[rows]
@@ -170,27 +177,3 @@ class Logprob(torch.autograd.Function):
             if need_w:
                 dw.addmm_(dz.T, x)
         return dx, None if dw is None else dw.to(weight.dtype), None, None, None
-
-
-def linear_token_loss(
-    hidden: Tensor,
-    weight: Tensor,
-    targets: Tensor,
-    loss_fn: Callable[..., Tensor],
-    extras: Sequence[Tensor],
-    temperature: float,
-    entropy: bool,
-) -> tuple[Tensor, dict[str, Tensor]]:
-    if (
-        not torch.is_grad_enabled()
-    ):  # inside a custom function that can't be seen: there grad mode is always off
-        hidden, weight = hidden.detach(), weight.detach()
-    loss, *stats = TokenLoss.apply(hidden, weight, targets, loss_fn, tuple(extras), temperature, entropy)
-    return loss, dict(zip(("logprob", "lse", "entropy"), stats, strict=False))
-
-
-def linear_logprob(
-    hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float, entropy: bool
-) -> Tensor | tuple[Tensor, Tensor]:
-    logprob, h = Logprob.apply(hidden, weight, targets, temperature, entropy)
-    return (logprob, h) if entropy else logprob

@@ -147,11 +147,11 @@ def environment(device: torch.device) -> dict:
     }
 
 
-def header(device: torch.device, threads: int, backend: str) -> str:
+def header(device: torch.device, threads: int) -> str:
     """The first line of a run's log."""
     e = environment(device)
     versions = ", ".join(f"{name} {version}" for name, version in e["versions"].items())
-    return f"{e['command']}\n{versions}, commit {e['commit']}; {e['device']}, float32, kernels: {backend}, {threads} thread(s)"
+    return f"{e['command']}\n{versions}, commit {e['commit']}; {e['device']}, float32, {threads} thread(s)"
 
 
 def announce(text: str) -> None:

@@ -1,4 +1,6 @@
+import contextlib
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -11,6 +13,14 @@ sys.path.insert(0, str(ROOT))  # the three scripts at the top, also when only th
 from nanopcf import checkpoint  # noqa: E402
 from nanopcf.model import ModelConfig, Transformer  # noqa: E402
 from nanopcf.tokenizer import nano_tokenizer  # noqa: E402
+
+if not torch.cuda.is_available():
+    # Triton's own functions are made for the interpreter, or not, when triton is first imported. Later the variable only
+    # says which path is the default, which stays PyTorch: the tests of the kernels set it again.
+    os.environ["TRITON_INTERPRET"] = "1"
+    with contextlib.suppress(ImportError):
+        import kernels.triton_token_loss  # noqa: F401
+    del os.environ["TRITON_INTERPRET"]
 
 torch.set_num_threads(1)  # small tensors: a second thread costs more than it brings
 

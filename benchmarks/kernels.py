@@ -1,0 +1,355 @@
+"""The output head with its loss: time, memory and error of every way to compute it, side by side in one process.
+
+    python benchmarks/kernels.py                     this machine's best device, default shapes
+    python benchmarks/kernels.py --device cpu --shapes 2048,256,8192 --repeats 9
+    python benchmarks/kernels.py --markdown          also writes docs/results/kernels-<device>.md
+
+Three passes over hidden [N, D], weight [V, D], targets [N], all with float32 outputs:
+
+    logprob   log-prob of the targets, no gradient
+    sft       mean cross-entropy and both gradients
+    rl        PPO clip + k3 KL, the entropy for the log, and both gradients
+
+Times are medians over repeats in which the contestants take turns: process CPU time with one thread on the CPU, CUDA
+events on a GPU. FLOPs are counted as 2 N D V a matrix product that is needed (1 for logprob, 3 for training) whatever
+a contestant recomputes; the floor is those FLOPs at the rate of one large matrix product measured here and now, or the
+bytes of inputs and outputs at the measured copy bandwidth, whichever is longer. Memory is the allocator's peak during
+the call, gradients included. Errors are against float64, over the first 256 rows: log-probs absolute, gradients as a
+relative norm. Peers (extra `bench`) are left out, with a line, where they aren't installed or don't run.
+"""
+
+import argparse
+import datetime
+import math
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import kernels  # noqa: E402
+
+CPU_SHAPES = [(2048, D, V) for D in (256, 576) for V in (512, 8192, 49152)]
+GPU_SHAPES = [
+    *((8192, D, 151936) for D in (896, 1536, 2048, 3584)),  # Qwen2.5 0.5B, 1.5B, 3B, 7B
+    (4096, 4096, 128256),  # Llama-3 8B
+    (8192, 4096, 131072),
+]
+PASSES = {"logprob": 1, "sft": 3, "rl": 3}  # matrix products needed
+
+
+# ---- the contestants: f(hidden, weight, targets, extras) -> log-probs [N] or a scalar loss ----
+
+
+def clipped(logprob: Tensor, lse: Tensor, entropy: Tensor, old: Tensor, advantage: Tensor) -> Tensor:
+    """Sum of PPO's clipped loss and 0.1 times the k3 estimate of the KL divergence."""
+    ratio = torch.exp(logprob - old)
+    kl = torch.expm1(old - logprob) - (old - logprob)
+    return (0.1 * kl - torch.minimum(ratio * advantage, ratio.clamp(0.8, 1.28) * advantage)).sum()
+
+
+def naive(which: str, hidden: Tensor, weight: Tensor, targets: Tensor, extras: tuple) -> Tensor:
+    """All logits, in the type of hidden; softmax in float32."""
+    logits = (hidden @ weight.T).float()
+    if which == "sft":
+        return F.cross_entropy(logits, targets)
+    logp = logits.log_softmax(-1)
+    logprob = logp.gather(1, targets[:, None]).squeeze(1)
+    if which == "logprob":
+        return logprob
+    entropy = -(logp.detach().exp() * logp.detach()).sum(-1)
+    return clipped(logprob, None, entropy, *extras)
+
+
+def ours(impl: str, which: str, hidden: Tensor, weight: Tensor, targets: Tensor, extras: tuple) -> Tensor:
+    if which == "logprob":
+        return kernels.linear_logprob(hidden, weight, targets, impl=impl)
+    if which == "sft":
+        return kernels.linear_cross_entropy(hidden, weight, targets, impl=impl)
+    return kernels.linear_token_loss(hidden, weight, targets, clipped, extras, impl=impl)[0]
+
+
+def native(hidden: Tensor, weight: Tensor, targets: Tensor, extras: tuple) -> Tensor:
+    """PyTorch's own (2.13), with a fair chunk: its default of 8 to 64 rows is several times slower."""
+    rows = 256 if hidden.device.type == "cpu" else 4096
+    options = torch.nn.LinearCrossEntropyOptions(chunking_method=None, batch_chunk_size=rows)
+    return F.linear_cross_entropy(hidden, weight, targets, options=options)
+
+
+def liger(hidden: Tensor, weight: Tensor, targets: Tensor, extras: tuple) -> Tensor:
+    from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy
+
+    return liger_fused_linear_cross_entropy(hidden, weight, targets)
+
+
+def cce(reduction: str, hidden: Tensor, weight: Tensor, targets: Tensor, extras: tuple) -> Tensor:
+    from cut_cross_entropy import linear_cross_entropy
+
+    loss = linear_cross_entropy(hidden, weight, targets, reduction=reduction)
+    return -loss if reduction == "none" else loss
+
+
+def contestants(which: str, device: torch.device) -> dict[str, tuple[Callable, int | str]]:
+    """Name -> (function, matrix products it does); naive first: it is what the others are compared with."""
+    products = PASSES[which]
+    found = {"naive": (partial(naive, which), products)}
+    found["naive, torch.compile"] = (torch.compile(partial(naive, which), dynamic=False), products)
+    if which == "sft":
+        if hasattr(F, "linear_cross_entropy"):
+            found["torch F.linear_cross_entropy"] = (native, 3)
+        if device.type == "cuda":
+            found["Liger"] = (liger, 3)
+    if which != "rl" and device.type == "cuda":
+        found["cut-cross-entropy"] = (partial(cce, "none" if which == "logprob" else "mean"), "1" if which == "logprob" else "4 (filtered)")  # fmt: skip
+    found["nanopcf, torch"] = (partial(ours, "torch", which), products)
+    if device.type == "cuda":
+        found["nanopcf, triton"] = (partial(ours, "triton", which), products)
+    return found
+
+
+# ---- measuring ----
+
+
+def seconds(call: Callable, device: torch.device) -> float:
+    """CUDA events, or this process's CPU time: on a shared machine the wall clock counts the others' work."""
+    if device.type == "cpu":
+        start = time.process_time()
+        call()
+        return time.process_time() - start
+    first, last = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    first.record()
+    call()
+    last.record()
+    torch.cuda.synchronize()
+    return first.elapsed_time(last) / 1e3
+
+
+def peak_bytes(call: Callable, device: torch.device) -> int:
+    """The most that call() held at once beyond what was there: the allocator's own record."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        call()
+        return torch.cuda.max_memory_allocated() - before
+    saved = os.dup(2)
+    with open(os.devnull, "w") as silent:  # the profiler's own notes
+        os.dup2(silent.fileno(), 2)
+        try:
+            with torch.profiler.profile(profile_memory=True) as profile:
+                call()
+        finally:
+            os.dup2(saved, 2)
+            os.close(saved)
+    held = peak = 0
+    for event in profile.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            held += event.nbytes()
+            peak = max(peak, held)
+    return peak
+
+
+def machine_rates(device: torch.device, dtype: torch.dtype) -> tuple[float, float]:
+    """(FLOP/s of one large matrix product, bytes/s of a copy, counting read and write), the best of several."""
+    n = 8192 if device.type == "cuda" else 1024
+    a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
+    size = 2**30 if device.type == "cuda" else 2**26
+    source, target = (torch.empty(size, dtype=torch.uint8, device=device) for _ in range(2))
+    product, copy = (lambda: torch.mm(a, b)), (lambda: target.copy_(source))
+    product(), copy()
+    return 2 * n**3 / min(seconds(product, device) for _ in range(10)), 2 * size / min(
+        seconds(copy, device) for _ in range(10)
+    )
+
+
+def inputs(N: int, D: int, V: int, device: torch.device, dtype: torch.dtype) -> tuple:
+    """Random data with the spread of a language model's logits, about 2.5; old log-probs near the current ones."""
+    hidden = (torch.randn(N, D, device=device) * 2.5 / D**0.5).to(dtype).requires_grad_()
+    weight = torch.randn(V, D, device=device).to(dtype).requires_grad_()
+    targets = torch.randint(0, V, (N,), device=device)
+    with torch.no_grad():
+        old = kernels.linear_logprob(hidden, weight, targets) + 0.05 * torch.randn(N, device=device)
+    return hidden, weight, targets, (old, torch.randn(N, device=device))
+
+
+def once(which: str, function: Callable, data: tuple) -> tuple[Tensor, ...]:
+    """(output,) of a log-prob pass, or (loss, dhidden, dweight)."""
+    hidden, weight, targets, extras = data
+    if which == "logprob":
+        with torch.no_grad():
+            return (function(hidden, weight, targets, extras),)
+    loss = function(hidden, weight, targets, extras)
+    return loss.detach(), *torch.autograd.grad(loss, (hidden, weight))
+
+
+def errors(which: str, function: Callable, data: tuple) -> tuple[float, float, float]:
+    """Against float64 over the first 256 rows: log-prob (absolute; NaN for a loss), dhidden, dweight (relative norm)."""
+    hidden, weight, targets, extras = data
+    rows = slice(0, 256)
+    h, w = (t.detach().requires_grad_() for t in (hidden[rows], weight))
+    few = (h, w, targets[rows], tuple(e[rows] for e in extras))
+    got = once(which, function, few)
+    h64, w64 = (t.detach().double().requires_grad_() for t in (h, w))
+    logprob = (h64 @ w64.T).log_softmax(-1).gather(1, few[2][:, None]).squeeze(1)
+    if which == "logprob":
+        return (got[0].double() - logprob).abs().max().item(), math.nan, math.nan
+    loss = -logprob.mean() if which == "sft" else clipped(logprob, None, None, *(e.double() for e in few[3]))
+    want = torch.autograd.grad(loss, (h64, w64))
+    return math.nan, *(((g.double() - t).norm() / t.norm()).item() for g, t in zip(got[1:], want, strict=True))  # fmt: skip
+
+
+def measure(which: str, shape: tuple, args: argparse.Namespace, rates: tuple[float, float]) -> list[dict]:
+    """A row for each contestant that runs."""
+    N, D, V = shape
+    device, dtype = args.device, args.dtype
+    data = inputs(N, D, V, device, dtype)
+    running: dict[str, tuple[Callable, int | str]] = {}
+    rows = {}
+    for name, (function, products) in contestants(which, device).items():
+        try:
+            once(which, function, data)  # compiles, warms up
+            error = errors(which, function, data)
+            peak = peak_bytes(lambda f=function: once(which, f, data), device)
+        except Exception as problem:  # a peer that isn't there, or can't do this shape
+            reason = str(problem).strip().splitlines()[0][:100] if str(problem).strip() else ""
+            print(f"  left out: {name}: {type(problem).__name__}: {reason}", file=sys.stderr)
+            if device.type == "cuda":
+                torch.cuda.empty_cache()
+            continue
+        running[name] = (function, products)
+        rows[name] = dict(
+            impl=name, shape=shape, which=which, products=products, peak=peak, error=error, times=[]
+        )
+    for _ in range(args.repeats):
+        for name, (function, _) in running.items():
+            rows[name]["times"].append(seconds(lambda f=function: once(which, f, data), device))
+    flops = 2 * N * D * V * PASSES[which]
+    moved = (N * D + V * D) * data[0].element_size() * (2 if which != "logprob" else 1)
+    floor = max(flops / rates[0], moved / rates[1])
+    for row in rows.values():
+        row["ms"] = statistics.median(row["times"]) * 1e3
+        row["spread"] = [t * 1e3 for t in quantiles(row["times"])]
+        row["rate"] = flops / statistics.median(row["times"])
+        row["floor"] = floor / statistics.median(row["times"])
+    return list(rows.values())
+
+
+def quantiles(times: list[float]) -> tuple[float, float]:
+    """20th and 80th percentile."""
+    t = torch.tensor(times, dtype=torch.float64)
+    return t.quantile(0.2).item(), t.quantile(0.8).item()
+
+
+# ---- the table ----
+
+HEAD = ["implementation", "products", "ms, p50 (p20-p80)", "/ naive", "TFLOP/s", "of floor", "peak MiB", "/ naive",
+        "logprob error", "dhidden, dweight error"]  # fmt: skip
+
+
+def cells(row: dict, base: dict | None) -> list[str]:
+    logprob, dx, dw = row["error"]
+    ratio = lambda a, b: f"{a / b:.2f}" if base else "-"  # noqa: E731
+    return [
+        row["impl"],
+        str(row["products"]),
+        f"{row['ms']:.4g} ({row['spread'][0]:.4g}-{row['spread'][1]:.4g})",
+        ratio(row["ms"], base and base["ms"]),
+        f"{row['rate'] / 1e12:.3g}",
+        f"{row['floor']:.0%}",
+        f"{row['peak'] / 2**20:.1f}",
+        ratio(row["peak"], base and base["peak"]),
+        "-" if math.isnan(logprob) else f"{logprob:.0e}",
+        "-" if math.isnan(dx) else f"{dx:.0e}, {dw:.0e}",
+    ]
+
+
+def table(rows: list[dict]) -> str:
+    """One Markdown table, readable in a terminal too."""
+    base = next((r for r in rows if r["impl"] == "naive"), None)
+    lines = [HEAD, *(cells(r, base) for r in rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(HEAD))]
+    show = lambda line: "| " + " | ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) + " |"  # noqa: E731
+    return "\n".join(
+        [show(lines[0]), "|" + "|".join("-" * (w + 2) for w in widths) + "|", *map(show, lines[1:])]
+    )
+
+
+def versions(args: argparse.Namespace, rates: tuple[float, float]) -> str:
+    name = torch.cuda.get_device_name() if args.device.type == "cuda" else processor()
+    packages = [f"Python {platform.python_version()}", f"torch {torch.__version__}"]
+    for package in ("triton", "liger_kernel", "cut_cross_entropy"):
+        try:
+            from importlib.metadata import version
+
+            packages.append(f"{package} {version(package)}")
+        except Exception:
+            packages.append(f"no {package}")
+    threads = f", {args.threads} thread(s)" if args.device.type == "cpu" else ""
+    return (
+        f"{name}{threads}; {', '.join(packages)}; {str(args.dtype).removeprefix('torch.')}; {datetime.date.today()}.\n"
+        f"Measured here: matrix product {rates[0] / 1e12:.4g} TFLOP/s, copy {rates[1] / 1e9:.4g} GB/s."
+    )
+
+
+def processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def main() -> None:
+    shape = lambda text: tuple(int(n) for n in text.split(","))  # noqa: E731
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cpu", "cuda"]
+    )
+    parser.add_argument("--shapes", nargs="+", type=shape, help="N,D,V; several allowed")
+    parser.add_argument("--passes", nargs="+", default=list(PASSES), choices=PASSES)
+    parser.add_argument(
+        "--dtype", choices=["float32", "bfloat16", "float16"], help="float32 on CPU, else bfloat16"
+    )
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=1, help="on the CPU")
+    parser.add_argument("--markdown", action="store_true", help="write docs/results/kernels-<device>.md")
+    args = parser.parse_args()
+    args.dtype = getattr(torch, args.dtype or ("float32" if args.device == "cpu" else "bfloat16"))
+    args.device = torch.device(args.device)
+    os.environ["OMP_NUM_THREADS"] = str(args.threads)  # for what torch.compile builds
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(0)
+
+    rates = machine_rates(args.device, args.dtype)
+    parts = ["# The fused head, measured", "    python " + " ".join(["benchmarks/kernels.py", *sys.argv[1:]]), versions(args, rates)]  # fmt: skip
+    print("\n".join(parts[1:]), flush=True)
+    for N, D, V in args.shapes or (CPU_SHAPES if args.device.type == "cpu" else GPU_SHAPES):
+        for which in args.passes:
+            torch._dynamo.reset()
+            title = f"## {which}: N = {N}, D = {D}, V = {V}"
+            print(f"\n{title}", flush=True)
+            text = table(measure(which, (N, D, V), args, rates))
+            print(text, flush=True)
+            parts += [title, text]
+    if args.markdown:
+        name = "cpu" if args.device.type == "cpu" else torch.cuda.get_device_name().lower().replace(" ", "-")
+        path = ROOT / "docs" / "results" / f"kernels-{name}.md"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+        print(f"\n{path.relative_to(ROOT)} written")
+
+
+if __name__ == "__main__":
+    main()

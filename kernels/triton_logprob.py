@@ -1,0 +1,280 @@
+"""Log-probs and entropies of hidden [N, D] under weight [V, D] in one Triton kernel: no logit ever reaches memory.
+
+Logits z = x W^T / T, probabilities p = softmax(z), target y (`reference.py` has the maths of the gradient). What stands
+in the way of a matrix product that keeps no logits is that softmax needs a whole row, and a program of the grid sees
+only a tile of it, [BLOCK_M rows, BLOCK_N words]. But a row's numbers follow from its tiles' numbers. Take the softmax
+*within* tile t, and let lse_t be the tile's log-sum-exp and H_t its entropy. A word is drawn by drawing a tile and then
+a word within it, and the tile's share of the probability is s_t = exp(lse_t - lse). Hence
+
+    lse = log sum_t exp lse_t        H = sum_t s_t (H_t - log s_t)        (the chain rule of entropy)
+
+so each tile leaves two floats a row, exact however large the logits are: no term is the difference of two big ones.
+A third goes to memory from the one tile that holds the target: z_y. That is `stats_kernel`, one matrix product:
+
+    1. z      = x W^T / T of the tile, summed over D in float32 registers
+    2. lse_t  = max z + log sum exp(z - max z);  H_t likewise
+    3. z_y, where the target's word lies in this tile
+
+The gradient needs every logit again. Recomputing one costs 2 D FLOP, storing and reading it 4 bytes (bfloat16): on an
+H200 (790 TFLOP/s, 4.3 TB/s) storing is faster above D = 4 / 4.3e12 * 790e12 / 2, about 370. But what is stored must
+be held till backward, N V numbers of it, because the caller's loss comes only after this function. So here backward recomputes:
+`dlogits_kernel` makes the tile a second time and writes, for a chunk of rows,
+
+    dz = a 1[v=y] + p (b + c log p)
+
+with three floats a row; cuBLAS then does dx = dz W and dW += dz^T x. Cost: 1 matrix product (2 N D V FLOP) forward and
+3 backward; memory [chunk, V] once, in backward. `triton_token_loss.py` saves the fourth product by asking for the
+loss beforehand.
+
+Tiles come through tensor descriptors (TMA on Hopper): rows and columns past the end read as 0, so no load has a mask.
+Words past the end would then count as logits of 0, so step 1 sets them to -1e30.
+"""
+
+import math
+from contextlib import nullcontext
+
+import torch
+import torch.nn.functional as F
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+INTERPRETED = triton.knobs.runtime.interpret  # run in Python on CPU tensors; read once, as @triton.jit does
+CHUNK_ROWS = 4096  # keeps x of a chunk in L2; and dW [V, D] is read and written once a chunk
+
+
+# ---- kernels ----
+
+
+@triton.jit
+def load_tile(t, row, col, rows, cols, TMA: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr):
+    """t[row:, col:] (BLOCK_R, BLOCK_C) of a contiguous [rows, cols], 0 past its ends. t: a descriptor, or a pointer."""
+    if TMA:
+        return t.load([row, col])
+    else:
+        r, c = row + tl.arange(0, BLOCK_R), col + tl.arange(0, BLOCK_C)
+        at = r[:, None].to(tl.int64) * cols + c[None, :]  # passes 2^31
+        return tl.load(t + at, mask=(r[:, None] < rows) & (c[None, :] < cols), other=0.0)
+
+
+@triton.jit
+def store_tile(t, value, row, col, rows, cols, stride, TMA: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr):  # fmt: skip
+    """The other way: value -> t[row:, col:], cut off at its ends; rows of t are `stride` apart."""
+    if TMA:
+        t.store([row, col], value.to(t.dtype))
+    else:
+        r, c = row + tl.arange(0, BLOCK_R), col + tl.arange(0, BLOCK_C)
+        at = r[:, None].to(tl.int64) * stride + c[None, :]
+        tl.store(t + at, value.to(t.dtype.element_ty), mask=(r[:, None] < rows) & (c[None, :] < cols))
+
+
+@triton.jit
+def logits_tile(x, w, row, col, N, V, D, scale,
+                TMA: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr):  # fmt: skip
+    """Logits of rows row.. and words col..: float32 (BLOCK_M, BLOCK_N), -1e30 for words past the end."""
+    z = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
+    for d in range(0, D, BLOCK_D):
+        x_tile = load_tile(x, row, d, N, D, TMA, BLOCK_M, BLOCK_D)
+        w_tile = load_tile(w, col, d, V, D, TMA, BLOCK_N, BLOCK_D)
+        z = tl.dot(x_tile, w_tile.T, z, input_precision="tf32x3")  # float32 by three TF32 products
+    words = col + tl.arange(0, BLOCK_N)
+    return tl.where(words[None, :] < V, z * scale, -1e30)
+
+
+@triton.jit
+def stats_kernel(x, w, p_out, y_ptr, z_y_ptr, lse_ptr, entropy_ptr, N, V, D, p_stride, scale,
+                 ENTROPY: tl.constexpr, STORE: tl.constexpr, TMA: tl.constexpr,
+                 BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr):  # fmt: skip
+    """One tile of x [N, D], w [V, D]: lse_t, H_t -> lse_ptr, entropy_ptr [tiles, N]; z_y -> z_y_ptr [N].
+    With STORE also the tile's own softmax -> p_out [N, V]. x, w, p_out: descriptors with TMA, else pointers."""
+    row, tile = tl.program_id(0) * BLOCK_M, tl.program_id(1)  # neighbours in the grid share the tile of W
+    rows, words = row + tl.arange(0, BLOCK_M), tile * BLOCK_N + tl.arange(0, BLOCK_N)
+    y = tl.load(y_ptr + rows, mask=rows < N, other=-1)
+    # 1. the logits
+    z = logits_tile(x, w, row, tile * BLOCK_N, N, V, D, scale, TMA, BLOCK_M, BLOCK_N, BLOCK_D)
+    # 2. the target's logit, if it is here
+    hit = words[None, :] == y[:, None]
+    here = (y >= tile * BLOCK_N) & (y < tile * BLOCK_N + BLOCK_N) & (y < V) & (rows < N)
+    tl.store(z_y_ptr + rows, tl.sum(tl.where(hit, z, 0.0), 1), mask=here)
+    # 3. log-sum-exp and entropy within the tile
+    top = tl.max(z, 1)
+    z = z - top[:, None]
+    p = tl.exp(z)
+    total = tl.sum(p, 1)
+    tl.store(lse_ptr + tile * N + rows, top + tl.log(total), mask=rows < N)
+    if ENTROPY:
+        h = tl.log(total) - tl.sum(p * z, 1) / total
+        tl.store(entropy_ptr + tile * N + rows, h, mask=rows < N)
+    if STORE:
+        store_tile(p_out, p / total[:, None], row, tile * BLOCK_N, N, V, p_stride, TMA, BLOCK_M, BLOCK_N)
+
+
+@triton.jit
+def dlogits_kernel(x, w, dz_out, y_ptr, lse_ptr, a_ptr, b_ptr, c_ptr, N, V, D, dz_stride, scale,
+                   TMA: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr):  # fmt: skip
+    """One tile of dz = a 1[v=y] + p (b + c log p) -> dz_out [N, V], from the rows' lse, a, b, c [N] float32."""
+    row, col = tl.program_id(0) * BLOCK_M, tl.program_id(1) * BLOCK_N
+    rows, words = row + tl.arange(0, BLOCK_M), col + tl.arange(0, BLOCK_N)
+    there = rows < N
+    y = tl.load(y_ptr + rows, mask=there, other=-1)
+    lse = tl.load(lse_ptr + rows, mask=there, other=0.0)
+    a = tl.load(a_ptr + rows, mask=there, other=0.0)
+    b = tl.load(b_ptr + rows, mask=there, other=0.0)
+    c = tl.load(c_ptr + rows, mask=there, other=0.0)
+    z = logits_tile(x, w, row, col, N, V, D, scale, TMA, BLOCK_M, BLOCK_N, BLOCK_D)
+    logp = z - lse[:, None]
+    dz = tl.exp(logp) * (b[:, None] + c[:, None] * logp)
+    dz += tl.where(words[None, :] == y[:, None], a[:, None], 0.0)
+    store_tile(dz_out, dz, row, col, N, V, dz_stride, TMA, BLOCK_M, BLOCK_N)
+
+
+# ---- launching them ----
+
+
+def tiling(dtype: torch.dtype, major: int) -> dict:
+    """Tile sizes and pipeline for a GPU of compute capability major.x (0: the interpreter).
+
+    Chosen so that no register spills and shared memory suffices on the smallest card of each kind: tests/test_triton.py.
+    """
+    tma = major in (9, 10)  # Hopper and data-centre Blackwell
+    if dtype == torch.float32 and major:
+        return dict(TMA=tma, BLOCK_M=64, BLOCK_N=64, BLOCK_D=32, num_warps=4, num_stages=3)
+    if tma:
+        return dict(TMA=True, BLOCK_M=128, BLOCK_N=256, BLOCK_D=64, num_warps=8, num_stages=4)
+    return dict(TMA=False, BLOCK_M=128, BLOCK_N=128, BLOCK_D=64, num_warps=8, num_stages=3)
+
+
+def tiling_for(x: Tensor) -> dict:
+    return tiling(x.dtype, torch.cuda.get_device_capability(x.device)[0] if x.is_cuda else 0)
+
+
+def describe(t: Tensor, TMA: bool, *block: int) -> TensorDescriptor | Tensor:
+    return TensorDescriptor(t, list(t.shape), list(t.stride()), list(block)) if TMA else t
+
+
+def prepare(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """All contiguous, and rows of whole 16 bytes for the descriptors: a copy only where they aren't (D % 8 != 0)."""
+    if INTERPRETED and hidden.dtype == torch.bfloat16:  # Triton's interpreter multiplies bfloat16 as integers
+        hidden, weight = hidden.float(), weight.float()
+    extra = -hidden.shape[1] % 8
+    if extra:
+        hidden, weight = F.pad(hidden, (0, extra)), F.pad(weight, (0, extra))
+    hidden, weight, targets = hidden.contiguous(), weight.contiguous(), targets.contiguous()
+    return *(t if t.data_ptr() % 16 == 0 else t.clone() for t in (hidden, weight)), targets
+
+
+def device_of(t: Tensor):
+    """Triton launches on the current device, which need not be the tensor's."""
+    return torch.cuda.device(t.device) if t.is_cuda else nullcontext()
+
+
+def chunks(rows: int) -> list[slice]:
+    """Equal slices of at most CHUNK_ROWS rows."""
+    n = -(-rows // CHUNK_ROWS)
+    return [slice(i * rows // n, (i + 1) * rows // n) for i in range(n)]
+
+
+def logits_buffer(pieces: list[slice], vocab: int, like: Tensor) -> Tensor:
+    """Empty [longest chunk, vocab], its rows a multiple of 128 bytes apart: V = 50257 would misalign every one of them."""
+    rows = max((r.stop - r.start for r in pieces), default=0)
+    return torch.empty(rows, -(-vocab // 64) * 64, dtype=like.dtype, device=like.device)[:, :vocab]
+
+
+def softmax_stats(
+    x: Tensor, w: Tensor, y: Tensor, temperature: float, entropy: bool, p: Tensor | None = None
+):
+    """x [C, D], w [V, D], y [C] -> logprob, lse, H (or None) [C], and lse_t [tiles, C]; p [C, V] takes the tiles' softmax."""
+    (C, D), V, t = x.shape, len(w), tiling_for(x)
+    M, N, K = t["BLOCK_M"], t["BLOCK_N"], t["BLOCK_D"]
+    grid = (triton.cdiv(C, M), triton.cdiv(V, N))
+    z_y = x.new_full((C,), math.nan, dtype=torch.float32)  # stays NaN for a target outside of 0..V-1
+    lse_t = x.new_empty(grid[1], C, dtype=torch.float32)
+    h_t = torch.empty_like(lse_t) if entropy else None
+    with device_of(x):
+        stats_kernel[grid](
+            describe(x, t["TMA"], M, K), describe(w, t["TMA"], N, K), None if p is None else describe(p, t["TMA"], M, N),
+            y, z_y, lse_t, h_t, C, V, D, 0 if p is None else p.stride(0), 1 / temperature,
+            ENTROPY=entropy, STORE=p is not None, **t,
+        )  # fmt: skip
+    lse = lse_t.logsumexp(0)
+    h = None
+    if entropy:
+        log_share = lse_t - lse
+        h = (h_t.sub_(log_share)).mul_(log_share.exp_()).sum(0)
+    return z_y - lse, lse, h, lse_t
+
+
+def dlogits(
+    x: Tensor, w: Tensor, y: Tensor, lse: Tensor, a: Tensor, b: Tensor, c: Tensor, temperature: float, out: Tensor
+) -> None:  # fmt: skip
+    """dz [C, V] -> out, the logits made anew from x [C, D] and w [V, D]."""
+    (C, D), V, t = x.shape, len(w), tiling_for(x)
+    M, N, K = t["BLOCK_M"], t["BLOCK_N"], t["BLOCK_D"]
+    with device_of(x):
+        dlogits_kernel[(triton.cdiv(C, M), triton.cdiv(V, N))](
+            describe(x, t["TMA"], M, K), describe(w, t["TMA"], N, K), describe(out, t["TMA"], M, N),
+            y, lse, a, b, c, C, V, D, out.stride(0), 1 / temperature, **t,
+        )  # fmt: skip
+
+
+def weight_gradient(w: Tensor, pieces: list[slice]) -> Tensor:
+    """Zeros [V, D]: float32 when several chunks add to it, for a sum of rounded sums drifts."""
+    return torch.zeros_like(w, dtype=w.dtype if len(pieces) == 1 else torch.float32)
+
+
+def add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """total += a @ b; a float32 total of half-precision products gets their float32 sums."""
+    if total.is_cuda and total.dtype != a.dtype:
+        torch.addmm(total, a, b, out_dtype=total.dtype, out=total)
+    else:
+        total.addmm_(a.to(total.dtype), b.to(total.dtype))
+
+
+# ---- the differentiable function ----
+
+
+class Logprob(torch.autograd.Function):
+    """(logprob [N], entropy [N] or None), differentiable; logits recomputed in backward."""
+
+    @staticmethod
+    def forward(ctx, hidden, weight, targets, temperature, entropy):
+        x, w, targets = prepare(hidden, weight, targets)
+        logprob, lse = (torch.empty(len(x), device=x.device) for _ in range(2))
+        h = torch.empty_like(lse) if entropy else None
+        for rows in chunks(len(x)):
+            logprob[rows], lse[rows], h_rows, _ = softmax_stats(
+                x[rows], w, targets[rows], temperature, entropy
+            )
+            if entropy:
+                h[rows] = h_rows
+        ctx.save_for_backward(hidden, weight, targets, lse, h)
+        ctx.temperature = temperature
+        return logprob, h
+
+    @staticmethod
+    def backward(ctx, g_lp, g_h):
+        hidden, weight, targets, lse, h = ctx.saved_tensors
+        need_x, need_w = ctx.needs_input_grad[:2]
+        x, w, targets = prepare(hidden, weight, targets)
+        pieces = chunks(len(x))
+        dx = torch.empty_like(x) if need_x else None  # (N, D)
+        dw = weight_gradient(w, pieces) if need_w else None  # (V, D)
+        # dl/dz = a 1[v=y] + p (b + c log p); another 1/T, since z = x W^T / T
+        a = (g_lp if g_lp is not None else torch.zeros_like(lse)) / ctx.temperature
+        c = -g_h / ctx.temperature if h is not None and g_h is not None else torch.zeros_like(lse)
+        b = c * h - a if h is not None else -a
+        buffer = logits_buffer(pieces, len(w), x)
+        for rows in pieces:
+            dz = buffer[: rows.stop - rows.start]  # (C, V)
+            dlogits(x[rows], w, targets[rows], lse[rows], a[rows], b[rows], c[rows], ctx.temperature, dz)
+            if need_x:
+                torch.mm(dz, w, out=dx[rows])
+            if need_w:
+                add_product(dw, dz.T, x[rows])
+        return restore(dx, hidden), restore(dw, weight), None, None, None
+
+
+def restore(gradient: Tensor | None, like: Tensor) -> Tensor | None:
+    """In the shape and type of the tensor it is the gradient of: `prepare` may have widened both."""
+    return None if gradient is None else gradient[:, : like.shape[1]].to(like.dtype)
