@@ -1,4 +1,4 @@
-"""Training compute in FLOPs (the paper's Appendix E, Eqs. 20-25), the x axis of every curve.
+"""Training compute in FLOPs (the paper's Appendix E, Eqs. 20-29), the x axis of every curve.
 
     P_mlp = 3 H H_ff    P_attn = 2 H (D_q + D_kv)    P_vocab = 2 V H                       (20)
     F_fwd = 2 [L (P_mlp + P_attn) + P_vocab] + 4 S L D_q        per token                  (21)
@@ -8,12 +8,21 @@ The paper writes H for the width of the queries, D_q = heads * head_dim. The two
 uses; where they differ (Qwen3), D_q is what the matrices and the attention really cost: it stands here.
 Kept as in the paper: the embedding look-up is counted like the output head, although it multiplies nothing,
 and attention over all S positions, although a causal model needs half of them.
-Left out: Eqs. 26-29 (the synchronized methods LUFFY, SRFT and UPT).
+As in the paper, no equation counts the extra forward pass of old log-probs. Eq. 27 as printed lacks the factor B of
+its neighbours; here it has it. The models of the paper's curves stand in MODELS.
 
 A config is anything with layers, width, mlp_width, vocab_size, heads, kv_heads and head_dim.
 """
 
+from types import SimpleNamespace
 from typing import Any
+
+# Hugging Face's configs of the models the paper trains
+MODELS = {
+    "Qwen2.5-7B": SimpleNamespace(layers=28, width=3584, mlp_width=18944, vocab_size=152064, heads=28, kv_heads=4, head_dim=128),
+    "Qwen2.5-14B": SimpleNamespace(layers=48, width=5120, mlp_width=13824, vocab_size=152064, heads=40, kv_heads=8, head_dim=128),
+    "Llama-3.2-3B": SimpleNamespace(layers=28, width=3072, mlp_width=8192, vocab_size=128256, heads=24, kv_heads=8, head_dim=128),
+}  # fmt: skip
 
 
 def forward_per_token(config: Any, seq_len: float) -> float:
@@ -52,3 +61,28 @@ def rl_step(
     """
     trained = prompts if train_prompts is None else train_prompts
     return (rounds * prompts + 3 * trained) * group * seq_len * forward_per_token(config, seq_len)
+
+
+def mixed_step(
+    config: Any, prompts: float, group: float, on_len: float, experts: float, off_len: float
+) -> float:
+    """FLOPs of one LUFFY or SRFT step: `group` rollouts and `experts` trajectories a prompt, each of its mean length.
+
+    Eq. 26: 4 [B G S_on + B N S_off] F_fwd; an expert trajectory is counted like a rollout. Prefix-RFT is counted as
+    GRPO (`rl_step`). F_fwd is taken at the mean length of all sequences.
+    """
+    tokens = prompts * (group * on_len + experts * off_len)
+    return 4 * tokens * forward_per_token(config, tokens / (prompts * (group + experts)))
+
+
+def upt_step(
+    config: Any, prompts: float, group: float, on_len: float, trained_on: float, trained_off: float, off_len: float
+) -> float:  # fmt: skip
+    """FLOPs of one UPT step: every prompt is rolled out, then trains on its rollouts or on its expert.
+
+    Eqs. 27-29: [B G S_on + 3 (N_on S_on + N_off S_off)] F_fwd, with N_on rollouts and N_off experts trained in the step.
+    """
+    trained = trained_on * on_len + trained_off * off_len
+    sequences = prompts * group + trained_on + trained_off
+    mean = (prompts * group * on_len + trained) / sequences
+    return (prompts * group * on_len + 3 * trained) * forward_per_token(config, mean)

@@ -1,14 +1,14 @@
 """nanopcf.flops against the paper's Table 4 and against a count made weight by weight."""
 
+import csv
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from nanopcf import flops
 
-QWEN_7B = SimpleNamespace(
-    layers=28, width=3584, mlp_width=18944, vocab_size=152064, heads=28, kv_heads=4, head_dim=128
-)
+QWEN_7B = flops.MODELS["Qwen2.5-7B"]
 
 
 @pytest.mark.parametrize(
@@ -45,3 +45,43 @@ def test_rl_step_eqs_24_25() -> None:
     dapo = flops.rl_step(QWEN_7B, 128, 8, 1000, train_prompts=64, rounds=2.5)
     assert dapo == pytest.approx((2.5 * 128 + 3 * 64) * unit)
     assert flops.rl_step(QWEN_7B, 320, 8, 1000, train_prompts=64) == pytest.approx(dapo)
+
+
+@pytest.mark.parametrize(
+    ("model", "billions"), [("Qwen2.5-7B", 7.62), ("Qwen2.5-14B", 14.77), ("Llama-3.2-3B", 3.61)]
+)
+def test_models_have_their_parameters(model: str, billions: float) -> None:
+    """Eq. 20 counts every weight twice in FLOPs, head and embedding both: the published parameter counts follow.
+    (Llama-3.2-3B ties the two: 3.21 billion as published, 3.61 with the head counted.)"""
+    dense = flops.forward_per_token(flops.MODELS[model], 0) / 2
+    assert dense / 1e9 == pytest.approx(billions, rel=0.002)
+
+
+def test_synchronized_methods_eqs_26_29() -> None:
+    """Hand counts; LUFFY without experts is GRPO; UPT trains 3 x on what it keeps and generates everything once."""
+    F = flops.forward_per_token
+    assert flops.mixed_step(QWEN_7B, 128, 8, 1000, 0, 1) == pytest.approx(
+        flops.rl_step(QWEN_7B, 128, 8, 1000)
+    )
+    tokens = 128 * (7 * 1000 + 1 * 3000)
+    assert flops.mixed_step(QWEN_7B, 128, 7, 1000, 1, 3000) == pytest.approx(4 * tokens * F(QWEN_7B, 1250))
+    everything = flops.upt_step(QWEN_7B, 128, 8, 1000, 128 * 8, 0, 1)
+    assert everything == pytest.approx(flops.rl_step(QWEN_7B, 128, 8, 1000))
+    half = flops.upt_step(QWEN_7B, 2, 8, 100, 8, 1, 300)
+    assert half == pytest.approx((1600 + 3 * (800 + 300)) * F(QWEN_7B, (1600 + 1100) / 25))
+
+
+def test_all_of_table_4() -> None:
+    """Every x_sft of the published table, where it is at hand; Easy102K with the length that reproduces it."""
+    table = Path(__file__).parents[2] / "shared" / "paper" / "retu_table4.csv"
+    if not table.exists():
+        pytest.skip("the paper's table is not beside the repository")
+    lengths = {"SFT889K": 78 + 3693, "Uniform102K": 74 + 3673, "Hard102K": 101 + 8532, "Easy102K": 64 + 2153, "S1K": 127 + 9884}  # fmt: skip
+    with table.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    for row in rows:
+        batch = 16 if row["dataset"] == "S1K" else 512
+        step = flops.sft_step(QWEN_7B, batch, lengths[row["dataset"]]) / 1e18
+        x_sft = float(row["x_sft"])
+        assert int(row["sft_step"]) * step == pytest.approx(x_sft, abs=max(0.06, 2e-4 * x_sft)), row
+    assert len(rows) == 33
