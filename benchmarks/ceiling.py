@@ -188,7 +188,8 @@ def simulate(rng: np.random.Generator) -> dict:
     length = rng.uniform(0.03, 0.25) * x[-1]
     walk = np.linalg.cholesky(np.exp(-np.abs(x[:, None] - x) / length) + 1e-9 * np.eye(n))
     y = p + gain / (1 + (late * x[-1] / x) ** b)
-    y = y + white * (rng.uniform(0, 1.5) * walk @ rng.normal(size=n) + rng.normal(size=n))
+    tau = rng.uniform(0, 1.5)
+    y = y + white * (tau * walk @ rng.normal(size=n) + rng.normal(size=n))
     y = y - np.where(rng.random(n) < 0.02, rng.uniform(2, 15, n), 0)
     collapses = rng.random() < 0.1
     if collapses:
@@ -197,7 +198,7 @@ def simulate(rng: np.random.Generator) -> dict:
         y[start:] -= rng.uniform(6, 40) * np.minimum(
             1, (1 + np.arange(m)) / max(1, m * rng.uniform(0.05, 0.4))
         )
-    return dict(x=x, y=np.clip(y, 0, 100), p=float(p + white * rng.normal()), truth=p + gain, late=late, collapses=collapses)  # fmt: skip
+    return dict(x=x, y=np.clip(y, 0, 100), p=float(p + white * rng.normal()), truth=p + gain, late=late, tau=tau, collapses=collapses)  # fmt: skip
 
 
 def simulated(seed: int) -> dict:
@@ -210,7 +211,7 @@ def simulated(seed: int) -> dict:
         ceiling.bootstrap(c["x"][keep], c["y"][keep], c["p"], max_score=100.0), [0.05, 0.95]
     )
     return dict(
-        late=c["late"], collapses=c["collapses"], status=f.status, error=abs(f.a_post - c["truth"]),
+        late=c["late"], tau=c["tau"], collapses=c["collapses"], status=f.status, error=abs(f.a_post - c["truth"]),
         inside=f.interval[0] <= c["truth"] <= f.interval[1], width=f.interval[1] - f.interval[0],
         bootstrap=low <= c["truth"] <= high,
     )  # fmt: skip
@@ -222,6 +223,7 @@ def simulation(count: int) -> str:
     groups = {
         k: [r for r in found if a <= r["late"] < b and not r["collapses"]] for k, (a, b) in KINDS.items()
     }
+    groups |= {"nearly white noise (tau < 0.2)": [r for r in found if r["tau"] < 0.2], "strong drift (tau > 1.2)": [r for r in found if r["tau"] > 1.2]}  # fmt: skip
     groups |= {"collapses": [r for r in found if r["collapses"]], "called saturated": [r for r in found if r["status"] == "saturated"], "all": found}  # fmt: skip
     rows = []
     for name, mine in groups.items():
