@@ -44,7 +44,7 @@ B_RANGE = (0.4, 4.0)
 B_TYPICAL = 1.2
 C_REACH = 3.0  # C_mid up to this many times the last compute
 GAIN = 0.10  # prior mean of A_post - s, as a fraction of max_score
-NOISE = [(0, 1.0), (0.5, 0.1), (1, 0.1), (2, 0.1), (0.5, 0.3), (1, 0.3), (2, 0.3)]  # (tau, ell / last x)
+NOISE = [(0, 1.0), (0.5, 0.1), (1, 0.1), (2, 0.1), (0.5, 0.4), (1, 0.4), (2, 0.4)]  # (tau, ell / last x)
 TAU = 4.0  # modified Z-scores beyond this are outliers; the largest of the paper's choices
 LTS_ALPHA = 0.85  # share of the points that Least Trimmed Squares fits
 HOLDOUT = 0.29  # the last share of the points, for rmse_heldout: the paper's split
@@ -317,36 +317,41 @@ def posterior(
         quadratic = u @ u - hy**2 / hh, gy - gh * hy / hh, gg - gh**2 / hh
         log_det = np.log(np.diag(factor)).sum() + np.log(hh) / 2
         parts.append([hy / hh, gh / hh, *quadratic, log_det])
-    s0, s1, e0, e1, e2, log_det = np.array(parts).swapaxes(0, 1)[:, :, None, :]  # each (noises, 1, K)
-    log_prior = -((np.log(b / B_TYPICAL) / 0.5) ** 2) / 2 - log_det
+    cells = np.concatenate([np.array(part) for part in parts], axis=1)  # (6, noises * K)
 
-    def weigh(a: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """For ceilings a (J,): log probability, squared error and best start of every cell, (noises, J, K)."""
-        a = a[:, None]
+    def weigh(a: np.ndarray, c: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Log probability, squared error and best start of cells c (M,) with ceilings a: (M,) or (J, 1)."""
+        s0, s1, e0, e1, e2, log_det = cells[:, c]
         s, error = s0 - a * s1, np.maximum(e0 + a * (a * e2 - 2 * e1), 0)
-        log_p = log_prior - (prior + (n - 1) / 2) * np.log(prior * spread**2 + error / 2)
-        return log_p - np.maximum(a - s, 0) / (GAIN * cap), error, s
+        log_p = -(prior + (n - 1) / 2) * np.log(prior * spread**2 + error / 2) - log_det
+        log_p -= np.maximum(a - s, 0) / (GAIN * cap) + (np.log(b[c % K] / B_TYPICAL) / 0.5) ** 2 / 2
+        return log_p, error, s
 
-    a = np.linspace(max(0.0, min(p, np.median(y)) - 0.03 * cap), cap, 31)  # 1. where is A_post at all?
-    log_p = weigh(a)[0].max((0, 2))
-    where = np.flatnonzero(log_p > log_p.max() - 12)
-    a = np.linspace(a[max(where[0] - 1, 0)], a[min(where[-1] + 1, 30)], 91)  # 2. there, finely
-    log_p, error, s = weigh(a)
+    # 1. every cell at its own best ceiling: most can be forgotten, the others say where A_post lies
+    every, lowest = np.arange(cells.shape[1]), max(0.0, min(p, np.median(y)) - 0.03 * cap)
+    peak = np.clip(cells[3] / (cells[4] + 1e-12), lowest, cap)
+    log_p, error, _ = weigh(peak, every)
+    kept = np.flatnonzero(log_p > log_p.max() - 12)
+    reach = 4 * np.sqrt((prior * spread**2 + error / 2) / (prior + (n - 1) / 2) / (cells[4] + 1e-12))[kept]
+    a = np.linspace(max(lowest, (peak[kept] - reach).min()), min(cap, (peak[kept] + reach).max()), 121)
+    # 2. those cells at every ceiling there
+    log_p, error, s = weigh(a[:, None], kept)
     weight = np.exp(log_p - log_p.max())
-    marginal = weight.sum((0, 2))  # (J,)
+    marginal = weight.sum(1)  # (J,)
     below = np.append(0, np.cumsum((marginal[1:] + marginal[:-1]) / 2))
     low, high = np.interp([TAIL, 1 - TAIL], below / below[-1], a)
     j = int(marginal.argmax())
-    m, k = np.unravel_index(weight[:, j].argmax(), (len(NOISE), K))
-    law = float(s[m, j, k]), float(a[j]), float(c_mid[k]), float(b[k])
+    i = int(weight[j].argmax())
+    law = float(s[j, i]), float(a[j]), float(c_mid[kept[i] % K]), float(b[kept[i] % K])
 
     total = np.cumsum(weight.ravel())
-    cells = np.searchsorted(total, (np.arange(DRAWS) + 0.5) / DRAWS * total[-1])
-    m, j, k = np.unravel_index(cells, weight.shape)
+    drawn = np.searchsorted(total, (np.arange(DRAWS) + 0.5) / DRAWS * total[-1])
+    j, i = np.unravel_index(drawn, weight.shape)
+    m, k = np.divmod(kept[i], K)
     rng = np.random.default_rng(0)
-    variance = (prior * spread**2 + error[m, j, k] / 2) / rng.gamma(prior + (n - 1) / 2, size=DRAWS)
+    variance = (prior * spread**2 + error[j, i] / 2) / rng.gamma(prior + (n - 1) / 2, size=DRAWS)
     noises = np.array(NOISE)[m] * [1, x[-1]]
-    draws = Draws(a[j], s[m, j, k], c_mid[k], b[k], *noises.T, np.sqrt(variance), x, y)
+    draws = Draws(a[j], s[j, i], c_mid[k], b[k], *noises.T, np.sqrt(variance), x, y)
     return (float(low), float(high)), law, draws
 
 

@@ -11,14 +11,17 @@ with the row number on stderr, and exit code 2; the other branches are fitted an
 
 import argparse
 import csv
+import multiprocessing
+import os
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from nanopcf import ceiling, runs
+from nanopcf import ceiling
 from nanopcf.ceiling import CeilingFit
 
 COLUMNS = ["dataset", "sft_step", "x_sft", "stage", "x", "score"]
@@ -281,6 +284,18 @@ def draw_ceilings(panel, mine: list[tuple[Key, CeilingFit]], branches: dict[Key,
 # ---- the command ----
 
 
+def fit_branch(b: Branch, max_score: float, method: str, settings: dict) -> CeilingFit | str:
+    """The fit, or what is wrong with the branch."""
+    try:
+        if b.p_sft is None:
+            raise ValueError("no row with stage sft, so no P_sft")
+        if method == "paper":
+            return ceiling.fit_paper(b.x, b.y, b.p_sft, max_score=max_score, **settings)
+        return ceiling.fit(b.x, b.y, b.p_sft, max_score=max_score)
+    except ValueError as error:
+        return str(error)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="nanopcf.ceiling", description="RL ceilings, with 90 % intervals")
     parser.add_argument("curves", metavar="CURVES.csv", help="columns dataset,sft_step,x_sft,stage,x,score")
@@ -306,21 +321,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     max_score = 1.0 if all(s <= 1 for b in branches.values() for s in [*b.y, b.p_sft or 0.0]) else 100.0
     stop_gain = args.stop_gain or max_score / 100
+    wanted = [(key, b) for key, b in branches.items() if b.x]  # no RL started from the others
+    tasks = [(b, max_score, args.method, settings.get(key if key[1] else BASE, {})) for key, b in wanted]
+    if len(tasks) > 50:
+        for library in ("OPENBLAS", "OMP", "MKL"):  # a thread a worker, or they wait for each other
+            os.environ.setdefault(f"{library}_NUM_THREADS", "1")
+        with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
+            outcomes = list(pool.map(fit_branch, *zip(*tasks, strict=True), chunksize=8))
+    else:
+        outcomes = [fit_branch(*t) for t in tasks]
     fits: dict[Key, CeilingFit] = {}
-    for key, b in branches.items():
-        if not b.x:
-            continue  # no RL started from this checkpoint
-        try:
-            if b.p_sft is None:
-                raise ValueError("no row with stage sft, so no P_sft")
-            if args.method == "paper":
-                fits[key] = ceiling.fit_paper(
-                    b.x, b.y, b.p_sft, max_score=max_score, **settings.get(key if key[1] else BASE, {})
-                )
-            else:
-                fits[key] = ceiling.fit(b.x, b.y, b.p_sft, max_score=max_score)
-        except ValueError as error:
-            errors.append(f"{args.curves}: row {b.row}: {name(key)}: {error}")
+    for (key, b), outcome in zip(wanted, outcomes, strict=True):
+        if isinstance(outcome, str):
+            errors.append(f"{args.curves}: row {b.row}: {name(key)}: {outcome}")
+        else:
+            fits[key] = outcome
 
     print(table(fits, max_score, stop_gain))
     records = {key: record(key, branches[key], f, stop_gain) for key, f in fits.items()}
@@ -331,6 +346,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             records[key]["holdout"] = result
     try:
         if args.json:
+            from nanopcf import runs  # imports torch, which nothing else here needs
+
             runs.write_json(Path(args.json), list(records.values()))
         if args.plot and fits:
             plot(fits, branches, args.plot)

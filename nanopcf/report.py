@@ -75,13 +75,13 @@ def claims(report: dict) -> list[dict]:
             )
         if "severe" in others:
             versus(f"{name}: severe overfitting lowers the ceiling (RQ2)", start, others["severe"])
-    rho, count = report["selector"]["spearman"], report["selector"]["n"]
-    if rho is not None and count >= 3:
-        verdict = "shown" if rho <= -0.8 else "not shown" if rho >= 0 else "not resolved"
+    s = report["selector"]
+    if s["spearman"] is not None and s["n"] >= 3:
+        verdict = "shown" if s["p_value"] <= 0.05 else "not shown" if s["spearman"] >= 0 else "not resolved"
         add(
             "A lower minimum validation loss means a higher ceiling (RQ3)",
             verdict,
-            f"Spearman {rho:.2f}, Pearson {report['selector']['pearson']:.2f} over {count} candidate sets",
+            f"Spearman {s['spearman']:.2f} (by chance: p = {s['p_value']:.2f}), Pearson {s['pearson']:.2f}, {s['n']} candidate sets",
         )
     size = {c["name"]: c["size"] for c in report["candidates"]}
     kind = {c["name"]: c["difficulty"] for c in report["candidates"]}
