@@ -93,7 +93,7 @@ def made_up() -> dict:
     sample = dict(dataset="uniform-50", prompt="<script>alert(1)</script>", answer="2", before="1", after="2")
     return dict(
         seed=0, preset="demo", task="digits", flags={"test": 500}, base=dict(p_0=0.1, parameters=1000, pretrain_loss=1.0),
-        candidates=candidates, branches=branches, selector=dict(chosen="uniform-800", ranking=ranking, spearman=-1.0, pearson=-0.9, n=3),
+        candidates=candidates, branches=branches, selector=dict(chosen="uniform-800", ranking=ranking, spearman=-1.0, p_value=0.04, pearson=-0.9, n=3),
         samples=[dict(sample, before_correct=False, after_correct=True)],
         environment=dict(command="x", versions={"python": "3"}, device="cpu", commit="abc"), elapsed_s={"total": 60.0},
     )  # fmt: skip
