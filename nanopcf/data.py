@@ -7,6 +7,7 @@ like any other and nothing after it is.
 """
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -15,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nanopcf.rewards import last_boxed
 from nanopcf.tokenizer import TextTokenizer
 
 IGNORE = -100
@@ -28,8 +30,78 @@ class Example:
     meta: dict = field(default_factory=dict)
 
 
+def recognised(row: dict) -> dict:
+    """A row in our fields, whichever of the usual shapes it has; a row of none of them comes back as it is.
+
+    prompt, trajectory, answer (ours); prompt + completion, or messages (TRL); prompt as messages with
+    reward_model.ground_truth (verl); question + answer ending "#### N" (GSM8K); problem or question with answer,
+    final_answer or a solution that boxes it (AIME, AMC, MATH, Minerva, OlympiadBench); Body, Question, Answer (SVAMP).
+    Messages become plain text: their contents, a blank line between two.
+    """
+    rest = dict(row)
+    said = rest.get("messages") if "prompt" not in rest else None
+    if is_chat(said) and said[-1]["role"] == "assistant" and len(said) > 1:
+        del rest["messages"]
+        return {"prompt": joined(said[:-1]), "trajectory": said[-1]["content"], **rest}
+    if is_chat(rest.get("prompt")):
+        rest["prompt"] = joined(rest["prompt"])
+        completion = rest.get("completion")
+        if is_chat(completion):
+            rest["completion"] = joined(completion)
+    if "prompt" in rest:
+        if "trajectory" not in rest and isinstance(rest.get("completion"), str):
+            rest["trajectory"] = rest.pop("completion")
+        graded = rest.get("reward_model")
+        if "answer" not in rest and isinstance(graded, dict) and "ground_truth" in graded:
+            rest["answer"] = as_text(graded["ground_truth"])
+        return rest
+    if "Body" in rest and "Question" in rest and "Answer" in rest:
+        body, question = str(rest.pop("Body")).strip(), str(rest.pop("Question")).strip()
+        end = "" if body.endswith((".", "?", "!")) else "."
+        return {"prompt": f"{body}{end} {question}", "answer": as_text(rest.pop("Answer")), **rest}
+    asked = rest.pop("problem", None) or rest.pop("question", None)
+    if not isinstance(asked, str):
+        return row
+    rest.pop("question", None)  # AMC repeats its problem there
+    found, answer = {"prompt": asked}, rest.pop("answer", None)
+    if isinstance(answer, str) and "####" in answer:
+        steps, _, final = answer.rpartition("####")
+        found["trajectory"] = re.sub(r"<<[^<>]*>>", "", steps).strip() + f"\n#### {final.strip()}"
+        return found | {"answer": final.strip(), **rest}
+    solution = rest.pop("solution", None)
+    if isinstance(solution, list):
+        solution = solution[0] if solution else None
+    if isinstance(solution, str) and solution:
+        found["trajectory"] = solution
+    if answer is None and rest.get("final_answer"):
+        finals = rest.pop("final_answer")
+        answer = ", ".join(map(str, finals)) if isinstance(finals, list) else finals
+    if answer is None and isinstance(solution, str):
+        answer = last_boxed(solution)
+    return found | ({} if answer is None else {"answer": as_text(answer)}) | rest
+
+
+def is_chat(value: object) -> bool:
+    """A list of messages, each with a role and text."""
+    return isinstance(value, list) and bool(value) and all(
+        isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str) for m in value
+    )  # fmt: skip
+
+
+def joined(messages: list[dict]) -> str:
+    return "\n\n".join(m["content"] for m in messages)
+
+
+def as_text(answer: object) -> str:
+    """27.0 -> "27": benchmark files hold their whole numbers as decimals."""
+    return str(int(answer)) if isinstance(answer, float) and answer.is_integer() else str(answer)
+
+
 def read_jsonl(path: str | Path, *, need: tuple[str, ...] = ("prompt",)) -> list[Example]:
-    """One example a line; `need` names the fields that must be there. Raises ValueError naming file, line and field."""
+    """One example a line, in any of the shapes that `recognised` knows; `need` names the fields that must be there.
+
+    Other fields go to `meta`. Raises ValueError naming file, line and field.
+    """
     path = Path(path)
     try:
         lines = path.read_bytes().splitlines()
@@ -47,6 +119,7 @@ def read_jsonl(path: str | Path, *, need: tuple[str, ...] = ("prompt",)) -> list
             raise ValueError(f"{path}, line {number}: not valid JSON ({error})") from error
         if not isinstance(row, dict):
             raise ValueError(f"{path}, line {number}: expected a JSON object, found {type(row).__name__}")
+        row = recognised(row)
         for name in ("prompt", "trajectory", "answer"):
             if name in need and name not in row:
                 raise ValueError(

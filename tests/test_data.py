@@ -1,3 +1,6 @@
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -149,3 +152,55 @@ def test_tokenizer_refuses_what_it_cannot_spell():
     assert tokenizer.encode_answer("1=2")[-1] == tokenizer.eos_id
     with pytest.raises(ValueError, match="can't spell 'x'"):
         tokenizer.encode("12x4")
+
+
+@pytest.mark.parametrize(
+    ("row", "prompt", "trajectory", "answer"),
+    [
+        ({"prompt": "1+1=", "completion": "2"}, "1+1=", "2", ""),
+        ({"messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"},
+                       {"role": "assistant", "content": "Ho"}]}, "Be brief.\n\nHi", "Ho", ""),
+        ({"prompt": [{"role": "user", "content": "2+2?"}], "reward_model": {"ground_truth": 4.0}}, "2+2?", "", "4"),
+        ({"prompt": [{"role": "user", "content": "a"}], "completion": [{"role": "assistant", "content": "b"}]}, "a", "b", ""),
+        ({"question": "Eggs?", "answer": "16-3=<<16-3=13>>13 left.\n#### 1,013"}, "Eggs?", "16-3=13 left.\n#### 1,013", "1,013"),
+        ({"problem": "How far?", "answer": 27.0, "question": "How far?", "url": "u"}, "How far?", "", "27"),
+        ({"problem": "Find x", "solution": "so $x=\\boxed{3}$"}, "Find x", "so $x=\\boxed{3}$", "3"),
+        ({"question": "Q", "final_answer": ["$1$", "$2$"], "solution": ["s", "t"]}, "Q", "s", "$1$, $2$"),
+        ({"Body": "He has 3", "Question": "How many?", "Answer": 3.0}, "He has 3. How many?", "", "3"),
+        ({"prompt": "p", "trajectory": "t", "answer": "a", "completion": "kept"}, "p", "t", "a"),
+    ],
+)  # fmt: skip
+def test_the_usual_shapes_are_recognised(tmp_path, row, prompt, trajectory, answer):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps(row) + "\n")
+    (e,) = read_jsonl(path)
+    assert (e.prompt, e.trajectory, e.answer) == (prompt, trajectory, answer)
+    assert ("url" in row) == ("url" in e.meta) and (e.meta.get("completion") == "kept") == (
+        "trajectory" in row
+    )
+
+
+@pytest.mark.parametrize(
+    "row", [{"messages": [1]}, {"messages": [{"role": "user", "content": "Hi"}]}, {"question": 3}, {"x": 1}]
+)
+def test_other_shapes_are_refused_with_what_they_have(tmp_path, row):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps(row) + "\n")
+    with pytest.raises(ValueError, match=r"line 1: no field 'prompt'; it has"):
+        read_jsonl(path)
+
+
+def test_benchmark_files_are_read_whole():
+    """Every row of the six benchmarks has a problem and an answer; GSM8K and Minerva have worked solutions too."""
+    data = Path(__file__).parents[2] / "shared" / "data"
+    if not data.exists():
+        pytest.skip("the benchmark files are not beside the repository")
+    counts = {}
+    for path in sorted(data.glob("*.jsonl")):
+        examples = read_jsonl(path, need=("prompt", "answer"))
+        counts[path.stem] = len(examples)
+        assert all(e.prompt and e.answer for e in examples)
+        if path.stem.startswith(("gsm8k", "minerva")):
+            assert all(verify(e.trajectory, e.answer) == 1 and "<<" not in e.trajectory for e in examples)
+    assert counts == dict(gsm8k_test=1319, gsm8k_train=7473, svamp_test=1000, aime24_test=30, amc23_test=40,
+                          minerva_math_test=272, olympiadbench_test=675)  # fmt: skip
