@@ -169,7 +169,7 @@ def main(c: RLConfig) -> list[dict]:
             n=c.group,
             max_new_tokens=c.max_new_tokens,
             temperature=c.temperature,
-            stop_ids=[tokenizer.eos_id],
+            stop_ids=tokenizer.stop_ids,
             seed=hash((c.seed, round_)),
         )
         groups = []

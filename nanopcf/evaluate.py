@@ -53,7 +53,7 @@ def complete(
         max_new_tokens=max_new_tokens,
         temperature=temperature,
         top_p=top_p,
-        stop_ids=[tokenizer.eos_id],
+        stop_ids=tokenizer.stop_ids,
         seed=seed,
     )
     texts = [tokenizer.decode(c.tokens) for c in completions]

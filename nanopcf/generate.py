@@ -34,7 +34,7 @@ def main(c: GenerateConfig) -> None:
         max_new_tokens=c.max_new_tokens,
         temperature=c.temperature,
         top_p=c.top_p,
-        stop_ids=[tokenizer.eos_id],
+        stop_ids=tokenizer.stop_ids,
         seed=c.seed,
     ):
         print(tokenizer.decode(completion.tokens))

@@ -33,6 +33,12 @@ class ModelConfig:
     mlp_width: int = 176  # SwiGLU's inner width
     max_length: int = 256  # the longest sequence, in tokens
     rope_theta: float = 10_000.0
+    rope_factor: float = (
+        1.0  # Llama 3's stretching of the slow rotations (1: none), and its three other numbers
+    )
+    rope_low_freq: float = 1.0
+    rope_high_freq: float = 4.0
+    rope_original_length: int = 8192
     norm_eps: float = 1e-6
     qkv_bias: bool = False  # Qwen2
     qk_norm: bool = True  # Qwen3
@@ -93,6 +99,17 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotary position embedding (Su et al., 2021), halves convention: x [B, T, heads, hd], cos/sin [B or 1, T, 1, hd]."""
     a, b = x.chunk(2, dim=-1)
     return torch.cat((-b, a), dim=-1).mul_(sin).addcmul_(x, cos)
+
+
+def rope_frequencies(c: ModelConfig) -> Tensor:
+    """Radians a position, [hd / 2] float64. Llama 3.1 and later divide those that turn less than rope_low_freq times in the
+    original context by rope_factor, keep those that turn more than rope_high_freq times, and blend in between."""
+    frequency = c.rope_theta ** -(torch.arange(0, c.head_dim, 2, dtype=torch.float64) / c.head_dim)
+    if c.rope_factor == 1:
+        return frequency
+    turns = c.rope_original_length * frequency / (2 * torch.pi)
+    keep = ((turns - c.rope_low_freq) / (c.rope_high_freq - c.rope_low_freq)).clamp(0, 1)
+    return frequency * (keep + (1 - keep) / c.rope_factor)
 
 
 class Attention(nn.Module):
@@ -162,7 +179,7 @@ class Transformer(nn.Module):
         self.norm = nn.RMSNorm(c.width, eps=c.norm_eps)
         self.head = None if c.tied else nn.Linear(c.width, c.vocab_size, bias=False)
         # float64 angles: at position 100,000 a float32 product is off by a hundredth of a turn
-        frequency = c.rope_theta ** -(torch.arange(0, c.head_dim, 2, dtype=torch.float64) / c.head_dim)
+        frequency = rope_frequencies(c)
         angle = torch.outer(torch.arange(c.max_length, dtype=torch.float64), frequency).repeat(1, 2)
         self.register_buffer("cos", angle.cos().float(), persistent=False)  # (max_length, hd)
         self.register_buffer("sin", angle.sin().float(), persistent=False)

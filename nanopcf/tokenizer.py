@@ -8,18 +8,24 @@ from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
+from nanopcf.runs import read_json
+
 NANO_ALPHABET = "0123456789+-*= "
 END = "<end>"
 
 
 class TextTokenizer:
-    """encode, decode, `eos_id`, `vocab_size`. Raises ValueError on text the vocabulary can't spell."""
+    """encode, decode, `eos_id`, `stop_ids`, `vocab_size`. Raises ValueError on text the vocabulary can't spell.
 
-    def __init__(self, tokenizer: Tokenizer, end_token: str = END) -> None:
+    `eos_id` ends what is trained; generation stops at any of `stop_ids` (Qwen has two, Llama 3 up to three).
+    """
+
+    def __init__(self, tokenizer: Tokenizer, end_token: str = END, stop_ids: tuple[int, ...] = ()) -> None:
         self.tokenizer, self.end_token = tokenizer, end_token
         self.eos_id = tokenizer.token_to_id(end_token)
         if self.eos_id is None:
             raise ValueError(f"tokenizer: its vocabulary has no end token {end_token!r}")
+        self.stop_ids = sorted({self.eos_id, *stop_ids})
 
     @property
     def vocab_size(self) -> int:
@@ -54,8 +60,9 @@ def nano_tokenizer() -> TextTokenizer:
     return TextTokenizer(tokenizer)
 
 
-def load_tokenizer(folder: Path, end_token: str) -> TextTokenizer:
-    """Reads folder/tokenizer.json. Raises ValueError when it is missing or malformed."""
+def load_tokenizer(folder: Path, eos_token_id: int | list[int] | None = None) -> TextTokenizer:
+    """Reads folder/tokenizer.json, and the end tokens: tokenizer_config.json names the one that is trained, config.json
+    (`eos_token_id`) and generation_config.json those that stop generation. Raises ValueError when one is missing."""
     path = folder / "tokenizer.json"
     if not path.is_file():
         raise ValueError(f"{path}: no such file; a model folder needs its tokenizer")
@@ -63,4 +70,23 @@ def load_tokenizer(folder: Path, end_token: str) -> TextTokenizer:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises bare Exception
         raise ValueError(f"{path}: not a tokenizer file ({error})") from error
-    return TextTokenizer(tokenizer, end_token)
+    stops = as_ids(eos_token_id)
+    if (folder / "generation_config.json").exists():
+        stops += as_ids(read_json(folder / "generation_config.json").get("eos_token_id"))
+    named = {}
+    if (folder / "tokenizer_config.json").exists():
+        named = read_json(folder / "tokenizer_config.json")
+    end = named.get("eos_token")
+    end = end.get("content") if isinstance(end, dict) else end
+    if end is None and stops:
+        end = tokenizer.id_to_token(stops[0])
+    if not isinstance(end, str) or tokenizer.token_to_id(end) is None:
+        raise ValueError(
+            f"{folder}: no end token of this tokenizer: eos_token in tokenizer_config.json is {end!r}"
+        )
+    return TextTokenizer(tokenizer, end, tuple(i for i in stops if tokenizer.id_to_token(i) is not None))
+
+
+def as_ids(value: object) -> list[int]:
+    values = value if isinstance(value, list) else [value]
+    return [v for v in values if isinstance(v, int) and v >= 0]
