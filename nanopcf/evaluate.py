@@ -22,6 +22,7 @@ from nanopcf.tokenizer import TextTokenizer
 class EvaluateConfig:
     model: str  # model folder
     data: str  # JSONL with prompt and answer
+    chat: bool = False  # put each prompt into the model's chat template
     samples: int = 1  # completions a problem
     temperature: float = 0.7  # 0 is greedy
     top_p: float = 1.0  # nucleus
@@ -38,6 +39,7 @@ def complete(
     tokenizer: TextTokenizer,
     examples: list[Example],
     *,
+    chat: bool = False,
     samples: int = 1,
     temperature: float = 0.7,
     top_p: float = 1.0,
@@ -48,7 +50,10 @@ def complete(
     """(correct [problems, samples] of 0/1, responses as text, problem by problem)."""
     sampler = Sampler(model, slots=slots, max_length=model.config.max_length)
     completions = sampler.generate(
-        [tokenizer.encode(e.prompt) for e in examples],
+        [
+            tokenizer.encode(tokenizer.chat([{"role": "user", "content": e.prompt}]) if chat else e.prompt)
+            for e in examples
+        ],
         n=samples,
         max_new_tokens=max_new_tokens,
         temperature=temperature,
@@ -80,6 +85,7 @@ def main(c: EvaluateConfig) -> None:
         model,
         tokenizer,
         examples,
+        chat=c.chat,
         samples=c.samples,
         temperature=c.temperature,
         top_p=c.top_p,

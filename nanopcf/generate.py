@@ -14,7 +14,8 @@ from nanopcf.sampler import Sampler
 @dataclass(frozen=True)
 class GenerateConfig:
     model: str  # model folder
-    prompt: str  # text to continue
+    prompt: str  # text to continue, or what the user says
+    chat: bool = False  # put the prompt into the model's chat template
     samples: int = 1  # completions
     temperature: float = 0.7  # 0 is greedy
     top_p: float = 1.0  # nucleus
@@ -28,8 +29,9 @@ def main(c: GenerateConfig) -> None:
     torch.set_num_threads(c.threads)
     model, tokenizer = checkpoint.load(c.model, runs.choose_device(c.device))
     sampler = Sampler(model, slots=c.samples, max_length=model.config.max_length)
+    text = tokenizer.chat([{"role": "user", "content": c.prompt}]) if c.chat else c.prompt
     for completion in sampler.generate(
-        [tokenizer.encode(c.prompt)],
+        [tokenizer.encode(text)],
         n=c.samples,
         max_new_tokens=c.max_new_tokens,
         temperature=c.temperature,

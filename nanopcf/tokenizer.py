@@ -20,8 +20,14 @@ class TextTokenizer:
     `eos_id` ends what is trained; generation stops at any of `stop_ids` (Qwen has two, Llama 3 up to three).
     """
 
-    def __init__(self, tokenizer: Tokenizer, end_token: str = END, stop_ids: tuple[int, ...] = ()) -> None:
-        self.tokenizer, self.end_token = tokenizer, end_token
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        end_token: str = END,
+        stop_ids: tuple[int, ...] = (),
+        chat_template: str | None = None,
+    ) -> None:
+        self.tokenizer, self.end_token, self.chat_template = tokenizer, end_token, chat_template
         self.eos_id = tokenizer.token_to_id(end_token)
         if self.eos_id is None:
             raise ValueError(f"tokenizer: its vocabulary has no end token {end_token!r}")
@@ -45,6 +51,28 @@ class TextTokenizer:
 
     def decode(self, ids: list[int]) -> str:
         return self.tokenizer.decode(ids, skip_special_tokens=True)
+
+    def chat(self, messages: list[dict[str, str]]) -> str:
+        """The prompt text for messages [{"role", "content"}], up to where the assistant answers.
+
+        Templates come from strangers: they run in jinja2's sandbox. Raises ValueError without one, or when it fails.
+        """
+        if self.chat_template is None:
+            raise ValueError("this model has no chat template: it is a base model; give it plain text")
+        from jinja2 import TemplateError
+        from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+        def raise_exception(message: str) -> None:
+            raise TemplateError(message)
+
+        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+        environment.globals["raise_exception"] = raise_exception
+        try:
+            return environment.from_string(self.chat_template).render(
+                messages=messages, add_generation_prompt=True, eos_token=self.end_token, bos_token=""
+            )
+        except (TemplateError, TypeError) as error:
+            raise ValueError(f"the chat template failed: {error}") from error
 
     def save(self, path: Path) -> None:
         path.write_text(self.tokenizer.to_str(pretty=True), encoding="utf-8")
@@ -84,7 +112,13 @@ def load_tokenizer(folder: Path, eos_token_id: int | list[int] | None = None) ->
         raise ValueError(
             f"{folder}: no end token of this tokenizer: eos_token in tokenizer_config.json is {end!r}"
         )
-    return TextTokenizer(tokenizer, end, tuple(i for i in stops if tokenizer.id_to_token(i) is not None))
+    template = named.get("chat_template")
+    if (folder / "chat_template.jinja").is_file():
+        template = (folder / "chat_template.jinja").read_text(encoding="utf-8")
+    if isinstance(template, list):  # several, by name
+        template = next((t.get("template") for t in template if t.get("name") == "default"), None)
+    stops = [i for i in stops if tokenizer.id_to_token(i) is not None]
+    return TextTokenizer(tokenizer, end, tuple(stops), template if isinstance(template, str) else None)
 
 
 def as_ids(value: object) -> list[int]:
