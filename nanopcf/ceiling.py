@@ -316,23 +316,25 @@ def posterior(
         # the best start for a ceiling a is s0 - a s1, its squared error e0 - 2 a e1 + a^2 e2
         quadratic = u @ u - hy**2 / hh, gy - gh * hy / hh, gg - gh**2 / hh
         log_det = np.log(np.diag(factor)).sum() + np.log(hh) / 2
-        parts.append([hy / hh, gh / hh, *quadratic, log_det])
-    cells = np.concatenate([np.array(part) for part in parts], axis=1)  # (6, noises * K)
+        parts.append([hy / hh, gh / hh, hh, *quadratic, log_det])
+    cells = np.concatenate([np.array(part) for part in parts], axis=1)  # (7, noises * K)
 
     def weigh(a: np.ndarray, c: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Log probability, squared error and best start of cells c (M,) with ceilings a: (M,) or (J, 1)."""
-        s0, s1, e0, e1, e2, log_det = cells[:, c]
+        s0, s1, hh, e0, e1, e2, log_det = cells[:, c]
         s, error = s0 - a * s1, np.maximum(e0 + a * (a * e2 - 2 * e1), 0)
+        above = np.maximum(s - a, 0)  # a gain can't be negative: then the start is a, and the curve flat
+        s, error = s - above, error + hh * above**2
         log_p = -(prior + (n - 1) / 2) * np.log(prior * spread**2 + error / 2) - log_det
-        log_p -= np.maximum(a - s, 0) / (GAIN * cap) + (np.log(b[c % K] / B_TYPICAL) / 0.5) ** 2 / 2
+        log_p -= (a - s) / (GAIN * cap) + (np.log(b[c % K] / B_TYPICAL) / 0.5) ** 2 / 2
         return log_p, error, s
 
     # 1. every cell at its own best ceiling: most can be forgotten, the others say where A_post lies
     every, lowest = np.arange(cells.shape[1]), max(0.0, min(p, np.median(y)) - 0.03 * cap)
-    peak = np.clip(cells[3] / (cells[4] + 1e-12), lowest, cap)
+    peak = np.clip(cells[4] / (cells[5] + 1e-12), lowest, cap)
     log_p, error, _ = weigh(peak, every)
     kept = np.flatnonzero(log_p > log_p.max() - 12)
-    reach = 4 * np.sqrt((prior * spread**2 + error / 2) / (prior + (n - 1) / 2) / (cells[4] + 1e-12))[kept]
+    reach = 4 * np.sqrt((prior * spread**2 + error / 2) / (prior + (n - 1) / 2) / (cells[5] + 1e-12))[kept]
     a = np.linspace(max(lowest, (peak[kept] - reach).min()), min(cap, (peak[kept] + reach).max()), 121)
     # 2. those cells at every ceiling there
     log_p, error, s = weigh(a[:, None], kept)

@@ -86,7 +86,7 @@ def test_posterior_equals_brute_force_integration() -> None:
             miss = scores - (s[:, None, None] * (1 - g) + top * g)  # (starts, K, n)
             error = ((miss @ white.T) ** 2).sum(-1)
             log_p = -(4 + 10 / 2) * np.log(4 * spread**2 + error / 2) - np.log(np.linalg.det(cov)) / 2
-            log_p += -np.maximum(top - s, 0)[:, None] / 10 - (np.log(b / 1.2) / 0.5) ** 2 / 2
+            log_p += np.where(s > top, -np.inf, (s - top) / 10)[:, None] - (np.log(b / 1.2) / 0.5) ** 2 / 2
             total[i] += np.exp(log_p + 40).sum()
     below = np.append(0, np.cumsum((total[1:] + total[:-1]) / 2))
     assert interval == pytest.approx(np.interp([0.075, 0.925], below / below[-1], a), abs=0.3)
