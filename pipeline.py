@@ -21,7 +21,7 @@ import kernels
 import train_rl
 import train_sft
 from nanopcf import ceiling, checkpoint, config, report, runs, selector
-from nanopcf.data import check_disjoint, read_jsonl, write_jsonl
+from nanopcf.data import check_disjoint, read_examples, write_jsonl
 from nanopcf.evaluate import complete, pass_at_k
 from nanopcf.model import NANO, ModelConfig, Transformer
 from nanopcf.objectives import RECIPES
@@ -145,7 +145,7 @@ def score_checkpoint(model_dir: str, data: str, k: int, seed: int, device: str) 
     """pass@1 (one sample, the paper's temperature) and pass@k on the first quarter, of one checkpoint."""
     torch.set_num_threads(1)
     model, tokenizer = checkpoint.load(model_dir, runs.choose_device(device))
-    examples = read_jsonl(data, need=("prompt", "answer"))
+    examples = read_examples(data, need=("prompt", "answer"))
     once, _ = complete(model, tokenizer, examples, max_new_tokens=train_rl.RLConfig.max_new_tokens, seed=seed)
     some = examples[: max(1, len(examples) // 4)]
     many, _ = complete(
@@ -156,7 +156,7 @@ def score_checkpoint(model_dir: str, data: str, k: int, seed: int, device: str) 
 
 def sample_pairs(before: str, after: str, data: str, seed: int, device: str, count: int = 6) -> list[dict]:
     """The same problems answered by two models, greedily: two of each of fixed, kept and lost."""
-    examples = read_jsonl(data, need=("prompt", "answer"))[:128]
+    examples = read_examples(data, need=("prompt", "answer"))[:128]
     sides = []
     for path in (before, after):
         model, tokenizer = checkpoint.load(path, runs.choose_device(device))
@@ -243,7 +243,7 @@ def make_candidates(c: PipelineConfig, folder: Path, data: dict, base: dict) -> 
     Problems are drawn and tried in rounds of --pool until every set is full.
     """
     model, tokenizer = checkpoint.load(base["model"], runs.choose_device(c.device))
-    taken = {e.prompt for path in data.values() for e in read_jsonl(path)}
+    taken = {e.prompt for path in data.values() for e in read_examples(path)}
     need = {kind: 0 for kind in ("uniform", "easy", "hard")}
     for name in c.candidates:
         kind, size = name.split("-")
@@ -270,7 +270,7 @@ def make_candidates(c: PipelineConfig, folder: Path, data: dict, base: dict) -> 
             )
         write_jsonl(folder / f"{name}.jsonl", kinds[kind][: int(size)])
         files[name] = str(folder / f"{name}.jsonl")
-    check_disjoint(**{n: read_jsonl(p) for n, p in data.items()}, candidates=kinds["uniform"])
+    check_disjoint(**{n: read_examples(p) for n, p in data.items()}, candidates=kinds["uniform"])
     return {"files": files, "counts": {k: len(v) for k, v in kinds.items()}}
 
 

@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 import kernels
 from nanopcf import checkpoint, config, flops, runs
-from nanopcf.data import Rows, Sequence, batch_indices, pack, read_jsonl
+from nanopcf.data import Rows, Sequence, batch_indices, pack, read_examples
 from nanopcf.evaluate import complete
 from nanopcf.objectives import (
     RECIPES,
@@ -42,9 +42,10 @@ from nanopcf.objectives import (
     rl_loss,
     token_weights,
 )
+from nanopcf.optim import Optimizer
 from nanopcf.rewards import verify
 from nanopcf.sampler import Completion, Sampler
-from train_sft import learning_rate, make_optimizer
+from train_sft import learning_rate
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,7 @@ def main(c: RLConfig) -> list[dict]:
     to_device = lambda t: t.to(device)  # noqa: E731
     recipe = RECIPES[c.algo]
     model, tokenizer = checkpoint.load(c.model, device)
-    train, val = (read_jsonl(path, need=("prompt", "answer")) for path in (c.train, c.val))
+    train, val = (read_examples(path, need=("prompt", "answer")) for path in (c.train, c.val))
     prompt_ids = [tokenizer.encode(e.prompt) for e in train]
     longest = max(len(p) for p in prompt_ids) + c.max_new_tokens
     if longest > model.config.max_length:
@@ -138,7 +139,7 @@ def main(c: RLConfig) -> list[dict]:
         )
     out = runs.open_run(c.out, c, c.resume, free=("device", "threads"))
     reference = copy.deepcopy(model)  # where RL started: for the KL term and the KL metric
-    optimizer = make_optimizer(model, c.lr, c.weight_decay)
+    optimizer = Optimizer(model, c.weight_decay)
     sampler = Sampler(model, slots=c.slots, max_length=model.config.max_length)
     # drawn: rounds of prompts; x: FLOPs spent; ended: no signal is left
     state = {"step": 0, "updates": 0, "drawn": 0, "x": 0.0, "ended": False}
@@ -271,18 +272,13 @@ def main(c: RLConfig) -> list[dict]:
                 clipped_low, clipped_high = clipped_low + low.sum().item(), clipped_high + high.sum().item()
                 if first == 0:  # still the weights that sampled: sampler and trainer should agree
                     deltas.append((stats["logprob"] - to_device(sampled[flat])[at]).abs())
-            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), c.clip).item()
-            if not math.isfinite(loss_sum + norm):
-                raise ValueError(f"step {step + 1}: loss {loss_sum}, gradient norm {norm}; try a lower --lr")
+            if not math.isfinite(loss_sum):
+                raise ValueError(f"step {step + 1}: the loss is {loss_sum}; try a lower --lr")
             lr = learning_rate(
                 state["updates"], peak=c.lr, warmup=c.warmup, steps=c.steps, schedule=c.schedule
             )
-            for group in optimizer.param_groups:
-                group["lr"] = lr
-            optimizer.step()
-            optimizer.zero_grad()
+            norms.append(optimizer.step(lr, c.clip, step + 1))
             state["updates"] += 1
-            norms.append(norm)
         state["step"] = step + 1
 
         # ---- 6. log, evaluate, save ----

@@ -8,7 +8,7 @@ the *whole* batch, so how the batch is cut into micro-batches changes nothing. V
 checkpoint; at the end each checkpoint is put in its regime (Eqs. 5-9): start RL from a stable one. Compute is
 counted by Eq. 23.
 
-Left out: LoRA, multi-GPU.
+On several GPUs: torchrun --nproc_per_node=N train_sft.py ... (`nanopcf/parallel.py`). Left out: LoRA.
 """
 
 import math
@@ -19,8 +19,9 @@ import torch
 from tqdm import tqdm
 
 import kernels
-from nanopcf import checkpoint, config, flops, regimes, runs
-from nanopcf.data import Rows, Sequence, batch_indices, encode_examples, pack, read_jsonl
+from nanopcf import checkpoint, config, flops, parallel, regimes, runs
+from nanopcf.data import Format, Rows, Sequence, batch_indices, encode_examples, pack, read_examples
+from nanopcf.optim import Optimizer
 
 
 @dataclass(frozen=True)
@@ -39,19 +40,26 @@ class SFTConfig:
     pack_length: int = 128  # tokens a packed row
     micro_rows: int = 64  # packed rows a forward pass; the batch is accumulated over them
     checkpoint_every: int = 30  # steps between checkpoints (a validation each)
+    chat: bool = False  # put each prompt into the model's chat template
+    template: str = "{prompt}"  # text around each prompt
+    max_length: int = 0  # tokens of an example at most (0: the model's context)
+    drop_long: bool = False  # leave out longer examples, and count them
     seed: int = 0  # data order
-    threads: int = 1  # CPU threads; 1 is best for small models
+    threads: int = 0  # CPU threads (0: 1 for a small model, else all cores)
     device: str = "auto"  # auto, cpu, cuda or mps
+    dtype: str = "auto"  # float32 or bfloat16 (auto: bfloat16 on CUDA); the optimizer is float32
     resume: bool = False  # continue the run in --out
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch", "pack_length", "micro_rows", "checkpoint_every", "threads"):
+        for name in ("steps", "batch", "pack_length", "micro_rows", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
         if self.schedule not in ("constant", "cosine"):
             raise ValueError(f"--schedule must be constant or cosine, got {self.schedule!r}")
         if self.lr <= 0 or self.clip <= 0:
             raise ValueError("--lr and --clip must be above 0")
+        if self.threads < 0 or self.max_length < 0:
+            raise ValueError("--threads and --max-length can't be negative")
 
 
 def learning_rate(step: int, *, peak: float, warmup: int, steps: int, schedule: str) -> float:
@@ -64,14 +72,6 @@ def learning_rate(step: int, *, peak: float, warmup: int, steps: int, schedule: 
     return peak * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
-def make_optimizer(model: torch.nn.Module, lr: float, weight_decay: float) -> torch.optim.AdamW:
-    """AdamW with decay on matrices only: norms and biases have no scale to shrink."""
-    matrices = [p for p in model.parameters() if p.dim() >= 2]
-    vectors = [p for p in model.parameters() if p.dim() < 2]
-    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.95), fused=True)
-
-
 def sft_loss(model: torch.nn.Module, rows: Rows) -> torch.Tensor:
     """Sum of -logprob over the trained tokens of packed rows; the head sees those tokens' hidden states only."""
     hidden = model(rows.tokens, positions=rows.positions, documents=rows.documents)  # (R, S, D)
@@ -80,25 +80,37 @@ def sft_loss(model: torch.nn.Module, rows: Rows) -> torch.Tensor:
 
 
 @torch.no_grad()
-def validation_loss(model: torch.nn.Module, batches: list[Rows]) -> float:
-    """Mean -logprob a trained token, over the whole validation set."""
-    tokens = sum(int(rows.trained.sum()) for rows in batches)
-    return sum(sft_loss(model, rows).item() for rows in batches) / tokens
+def validation_loss(model: torch.nn.Module, rows: Rows, micro_rows: int) -> float:
+    """Mean -logprob a trained token, over the whole validation set; each process takes its share of the rows."""
+    device = model.head_weight.device
+    own = rows.map(lambda t: parallel.share(t).to(device))
+    total = sum(sft_loss(model, part).item() for part in own.split(micro_rows))
+    return parallel.summed(total) / int(rows.trained.sum())
 
 
 def main(c: SFTConfig) -> list[dict]:
     """Train; return the checkpoints as dicts of step, x_sft (FLOPs), val_loss and regime."""
     # ---- 1. setup ----
-    torch.set_num_threads(c.threads)
-    device = runs.choose_device(c.device)
-    to_device = lambda t: t.to(device)  # noqa: E731
-    model, tokenizer = checkpoint.load(c.model, device)
-    context = model.config.max_length
-    train = encode_examples(read_jsonl(c.train, need=("prompt", "trajectory")), tokenizer, context, c.train)
-    val = encode_examples(read_jsonl(c.val, need=("prompt", "trajectory")), tokenizer, context, c.val)
+    device = parallel.start(runs.choose_device(c.device))
+    dtype = runs.choose_dtype(c.dtype, device)
+    model, tokenizer = checkpoint.load(c.model, device, dtype)
+    threads = runs.set_threads(c.threads, model.parameter_count())
+    length = min(c.max_length or model.config.max_length, model.config.max_length)
+    form = Format(c.chat, c.template)
+    train, val = (
+        encode_examples(
+            read_examples(file, need=("prompt", "trajectory")),
+            tokenizer,
+            length,
+            file,
+            format=form,
+            drop=c.drop_long,
+        )
+        for file in (c.train, c.val)
+    )
     out = runs.open_run(c.out, c, c.resume, free=("device", "threads"))
-    val_batches = [rows.map(to_device) for rows in pack(val, c.pack_length).split(c.micro_rows)]
-    optimizer = make_optimizer(model, c.lr, c.weight_decay)
+    val_rows = pack(val, c.pack_length)
+    optimizer = Optimizer(model, c.weight_decay)
 
     mean_length = sum(len(s.tokens) for s in train) / len(train)
     step_flops = flops.sft_step(model.config, c.batch, mean_length)
@@ -107,18 +119,19 @@ def main(c: SFTConfig) -> list[dict]:
         start = checkpoint.load_training(saved[-1][1], model, optimizer)["step"]
         runs.announce(f"resuming after step {start}")
     metrics = runs.Metrics(out, start)
-    runs.announce(runs.header(device, c.threads))
+    runs.announce(runs.header(device, threads, dtype))
     kernels.path(None, device)  # says which one
     runs.announce(f"SFT: {len(train)} trajectories, {model.parameter_count():,} parameters")
 
     def save(step: int) -> None:
-        loss = validation_loss(model, val_batches)
+        loss = validation_loss(model, val_rows, c.micro_rows)
         if not math.isfinite(loss):
             raise ValueError(f"the validation loss at step {step} is {loss}; try a lower --lr")
         metrics.log(step=step, val_loss=loss, x_sft=step * step_flops)
-        checkpoint.save_training(
-            out / "checkpoints" / f"step-{step}", model, tokenizer, optimizer, {"step": step}
-        )
+        if parallel.rank() == 0:
+            folder = out / "checkpoints" / f"step-{step}"
+            checkpoint.save_training(folder, model, tokenizer, optimizer, {"step": step})
+        parallel.wait()
 
     # ---- 2. the loop ----
     if start == 0 and not saved:
@@ -130,42 +143,39 @@ def main(c: SFTConfig) -> list[dict]:
         desc=f"SFT {out.name}",
         leave=False,
         mininterval=0.5,
+        disable=parallel.rank() > 0,
     )
     for step in bar:
         began = time.perf_counter()
         batch: list[Sequence] = [train[i] for i in batch_indices(len(train), c.batch, step, c.seed)]
-        rows = pack(batch, c.pack_length).map(to_device)
+        rows = pack(batch, c.pack_length)
         trained = int(rows.trained.sum())  # the denominator of the whole batch
         total = 0.0
-        for part in rows.split(c.micro_rows):
+        for part in rows.map(lambda t: parallel.share(t).to(device)).split(c.micro_rows):
             loss = sft_loss(model, part) / trained
             loss.backward()
             total += loss.item()
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), c.clip).item()
-        if not math.isfinite(total + norm):
-            raise ValueError(
-                f"step {step + 1}: loss {total}, gradient norm {norm}; try a lower --lr or --clip"
-            )
+        loss = parallel.summed(total)
+        if not math.isfinite(loss):
+            raise ValueError(f"step {step + 1}: the loss is {loss}; try a lower --lr")
         lr = learning_rate(step, peak=c.lr, warmup=c.warmup, steps=c.steps, schedule=c.schedule)
-        for group in optimizer.param_groups:
-            group["lr"] = lr
-        optimizer.step()
-        optimizer.zero_grad()
+        norm = optimizer.step(lr, c.clip, step + 1)
         seconds = time.perf_counter() - began
         tokens = sum(len(s.tokens) for s in batch)
         # ---- 3. log, validate, save ----
         if (step + 1) % c.checkpoint_every == 0 or step + 1 == c.steps:
             metrics.log(
-                step=step + 1, train_loss=total, grad_norm=norm, lr=lr, tokens_per_s=round(tokens / seconds)
+                step=step + 1, train_loss=loss, grad_norm=norm, lr=lr, tokens_per_s=round(tokens / seconds)
             )
             save(step + 1)
-        bar.set_postfix_str(f"loss {total:.3f}", refresh=False)
+        bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
 
     # ---- 4. regimes ----
     rows = [r for r in runs.read_metrics(metrics.path) if "val_loss" in r]
     names = regimes.classify([r["step"] for r in rows], [r["val_loss"] for r in rows])
     table = [{**r, "regime": name} for r, name in zip(rows, names, strict=True)]
-    runs.write_json(out / "checkpoints.json", table)
+    if parallel.rank() == 0:
+        runs.write_json(out / "checkpoints.json", table)
     return table
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from nanopcf import config, runs
 from nanopcf.model import ModelConfig, Transformer
+from nanopcf.optim import Optimizer
 from nanopcf.tokenizer import TextTokenizer, load_tokenizer
 
 HF_FIELDS = {  # ours -> Hugging Face's, and what that library takes where a config.json says nothing
@@ -54,7 +55,6 @@ def to_hf_config(c: ModelConfig) -> dict:
         "model_type": kind,
         "hidden_act": "silu",
         "attention_bias": False,
-        "torch_dtype": "float32",
         **values,
     }
 
@@ -139,13 +139,18 @@ def to_hf_weights(model: Transformer) -> dict[str, Tensor]:
 def write_model(folder: Path, model: Transformer, tokenizer: TextTokenizer) -> None:
     """The files of a model, into a folder that is there."""
     ends = tokenizer.stop_ids
-    hf = to_hf_config(model.config) | {"eos_token_id": ends if len(ends) > 1 else tokenizer.eos_id}
+    hf = to_hf_config(model.config) | {
+        "eos_token_id": ends if len(ends) > 1 else tokenizer.eos_id,
+        "torch_dtype": str(model.head_weight.dtype).removeprefix("torch."),
+    }
     runs.write_json(folder / "config.json", hf)
     runs.write_json(
         folder / "tokenizer_config.json",
         {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": tokenizer.end_token}
+        | ({"bos_token": tokenizer.bos_token} if tokenizer.bos_token else {})
         | ({"chat_template": tokenizer.chat_template} if tokenizer.chat_template else {}),
     )
+    runs.write_json(folder / "generation_config.json", {"eos_token_id": hf["eos_token_id"]})
     tokenizer.save(folder / "tokenizer.json")
     weights = {k: v.detach().contiguous().cpu() for k, v in to_hf_weights(model).items()}
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
@@ -260,32 +265,23 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def save_training(
-    folder: Path, model: Transformer, tokenizer: TextTokenizer, optimizer: torch.optim.Optimizer, state: dict
+    folder: Path, model: Transformer, tokenizer: TextTokenizer, optimizer: Optimizer, state: dict
 ) -> None:
     """A checkpoint that training can continue from: a model folder with the optimizer's tensors and `state` beside."""
 
     def write(temporary: Path) -> None:
         write_model(temporary, model, tokenizer)
-        moments = {
-            f"{i}.{name}": value.cpu()
-            for i, parameter in optimizer.state_dict()["state"].items()
-            for name, value in parameter.items()
-        }
-        save_file(moments, temporary / "optimizer.safetensors")
+        save_file(optimizer.tensors(), temporary / "optimizer.safetensors")
         runs.write_json(temporary / "state.json", state)
 
     runs.write_folder(folder, write)
 
 
-def load_training(folder: Path, model: Transformer, optimizer: torch.optim.Optimizer) -> dict:
+def load_training(folder: Path, model: Transformer, optimizer: Optimizer) -> dict:
     """Fill model and optimizer from a checkpoint written by `save_training`; returns its state."""
-    loaded, _ = load(folder)
+    loaded, _ = load(folder, dtype=model.head_weight.dtype)
     model.load_state_dict(loaded.state_dict())
-    moments: dict[int, dict[str, Tensor]] = {}
-    for key, value in read_safetensors(folder / "optimizer.safetensors").items():
-        i, name = key.split(".", 1)
-        moments.setdefault(int(i), {})[name] = value
-    optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
+    optimizer.load(read_safetensors(folder / "optimizer.safetensors"))
     return runs.read_json(folder / "state.json")
 
 

@@ -1,37 +1,63 @@
-"""Scores of a model on problems with answers: pass@1, avg@k and the unbiased pass@k.
+"""Scores of a model on problems with answers: pass@1, avg@k and the unbiased pass@k, a line a file.
 
-    python -m nanopcf.evaluate --model DIR --data F.jsonl --samples 8
+    python -m nanopcf.evaluate --model DIR --data gsm8k.jsonl svamp.jsonl --ood aime24.jsonl --samples 8 --out runs/scores
 
-The paper's setting is the default: temperature 0.7, top-p 1.0, the mean over the samples of each problem.
+The paper's setting is the default: temperature 0.7, top-p 1.0, the mean over the samples of each problem. A response is
+judged twice: strict takes a marked answer with its units, lenient is what counts (`nanopcf/rewards.py`). With --out the
+completions are kept, a JSONL file a data file, and --resume goes on where it stopped.
 """
 
+import json
 from dataclasses import dataclass
 from math import comb
+from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
-from nanopcf import checkpoint, config, runs
-from nanopcf.data import Example, read_jsonl
+from nanopcf import checkpoint, config, rewards, runs
+from nanopcf.data import PLAIN, Example, Format, encode_prompts, read_examples
 from nanopcf.model import Transformer
-from nanopcf.rewards import verify
-from nanopcf.sampler import Sampler
+from nanopcf.sampler import Sampler, slots_that_fit
+from nanopcf.symbolic import verifier
 from nanopcf.tokenizer import TextTokenizer
 
 
 @dataclass(frozen=True)
 class EvaluateConfig:
     model: str  # model folder
-    data: str  # JSONL with prompt and answer
+    data: tuple[str, ...]  # files of problems with answers
+    ood: tuple[str, ...] = ()  # more of them, unlike the training data: their mean stands apart
+    out: str = ""  # folder for completions and scores
     chat: bool = False  # put each prompt into the model's chat template
+    template: str = "{prompt}"  # text around each prompt
     samples: int = 1  # completions a problem
     temperature: float = 0.7  # 0 is greedy
     top_p: float = 1.0  # nucleus
-    max_new_tokens: int = 64  # longest answer
-    slots: int = 256  # sequences generated at a time
+    max_new_tokens: int = 512  # longest answer
+    limit: int = 0  # problems of a file at most (0: all)
+    drop_long: bool = False  # leave out prompts that fill the context, and count them
+    verifier: str = "ours"  # ours, math-verify or either
+    slots: int = 0  # sequences generated at a time (0: what memory holds, at most 256)
     seed: int = 0  # of the sampling
-    threads: int = 1  # CPU threads; 1 is best for small models
+    threads: int = 0  # CPU threads (0: 1 for a small model, else all cores)
     device: str = "auto"  # auto, cpu, cuda or mps
+    dtype: str = "auto"  # float32 or bfloat16 (auto: bfloat16 on CUDA)
     show: int = 3  # completions to print
+    resume: bool = False  # continue the evaluation in --out
+
+    def __post_init__(self) -> None:
+        for name in ("samples", "max_new_tokens"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
+        for name in ("limit", "slots", "threads", "show"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"--{name} can't be negative, got {getattr(self, name)}")
+        names = [Path(f).stem for f in (*self.data, *self.ood)]
+        if len(set(names)) < len(names):
+            raise ValueError(f"--data, --ood: two files of the same name, {max(names, key=names.count)}")
+        if self.resume and not self.out:
+            raise ValueError("--resume needs --out, the folder to go on in")
 
 
 def complete(
@@ -39,21 +65,19 @@ def complete(
     tokenizer: TextTokenizer,
     examples: list[Example],
     *,
-    chat: bool = False,
+    format: Format = PLAIN,
     samples: int = 1,
     temperature: float = 0.7,
     top_p: float = 1.0,
     max_new_tokens: int,
     slots: int = 256,
     seed: int = 0,
+    judge=rewards.verify,
 ) -> tuple[np.ndarray, list[str]]:
     """(correct [problems, samples] of 0/1, responses as text, problem by problem)."""
     sampler = Sampler(model, slots=slots, max_length=model.config.max_length)
     completions = sampler.generate(
-        [
-            tokenizer.encode(tokenizer.chat([{"role": "user", "content": e.prompt}]) if chat else e.prompt)
-            for e in examples
-        ],
+        [format.prompt(e, tokenizer) for e in examples],
         n=samples,
         max_new_tokens=max_new_tokens,
         temperature=temperature,
@@ -62,7 +86,7 @@ def complete(
         seed=seed,
     )
     texts = [tokenizer.decode(c.tokens) for c in completions]
-    correct = [verify(t, examples[c.prompt_index].answer) for t, c in zip(texts, completions, strict=True)]
+    correct = [judge(t, examples[c.prompt_index].answer) for t, c in zip(texts, completions, strict=True)]
     return np.array(correct).reshape(len(examples), samples), texts
 
 
@@ -75,33 +99,126 @@ def pass_at_k(correct: np.ndarray, k: int) -> float:
     return float(np.mean([1 - comb(n - int(c), k) / comb(n, k) for c in correct.sum(axis=1)]))
 
 
-def main(c: EvaluateConfig) -> None:
-    import torch
+def standard_error(correct: np.ndarray) -> float:
+    """Of the mean of correct [problems, samples], problems being the sample: nan with one problem."""
+    return float(correct.mean(axis=1).std(ddof=1) / len(correct) ** 0.5) if len(correct) > 1 else float("nan")
 
-    torch.set_num_threads(c.threads)
-    model, tokenizer = checkpoint.load(c.model, runs.choose_device(c.device))
-    examples = read_jsonl(c.data, need=("prompt", "answer"))
-    correct, texts = complete(
-        model,
-        tokenizer,
-        examples,
-        chat=c.chat,
-        samples=c.samples,
-        temperature=c.temperature,
-        top_p=c.top_p,
-        max_new_tokens=c.max_new_tokens,
-        slots=c.slots,
-        seed=c.seed,
-    )
-    for e, text in list(zip(examples, texts[:: c.samples], strict=True))[: c.show]:
-        print(f"{e.prompt} {text!r}  answer {e.answer!r}  {'right' if verify(text, e.answer) else 'wrong'}")
-    error = correct.mean(axis=1).std(ddof=1) / len(examples) ** 0.5 if len(examples) > 1 else float("nan")
-    name = "pass@1" if c.samples == 1 else f"avg@{c.samples}"
-    print(
-        f"{len(examples)} problems, temperature {c.temperature:g}: {name} {correct.mean():.1%} ± {error:.1%}"
-    )
-    if c.samples > 1:
-        print(f"pass@{c.samples} {pass_at_k(correct, c.samples):.1%}")
+
+def kept_rows(path: Path, chunk: int, count: int) -> list[dict]:
+    """The rows of an interrupted file that are whole chunks, or all of them when it is complete."""
+    rows = runs.read_metrics(path) if path.exists() else []
+    return rows[:count] if len(rows) >= count else rows[: len(rows) // chunk * chunk]
+
+
+def evaluate_file(
+    c: EvaluateConfig, file: str, model: Transformer, tokenizer: TextTokenizer, judge
+) -> list[dict]:
+    """One row a problem: line, prompt, answer, and the completions with what both judges say of each."""
+    form = Format(c.chat, c.template)
+    examples = read_examples(file, need=("prompt", "answer"))[: c.limit or None]
+    context = model.config.max_length
+    examples, ids = encode_prompts(examples, tokenizer, context - 1, file, format=form, drop=c.drop_long)
+    longest = min(context, max(map(len, ids)) + c.max_new_tokens)
+    slots = c.slots or slots_that_fit(model, longest)
+    chunk = max(1, 2 * slots // c.samples)  # problems between two writes
+    path = Path(c.out) / f"{Path(file).stem}.jsonl" if c.out else None
+    rows = kept_rows(path, chunk, len(examples)) if path else []
+    if path:
+        runs.write_text(path, "".join(json.dumps(r) + "\n" for r in rows))
+    bar = tqdm(total=len(examples), initial=len(rows), desc=Path(file).stem, leave=False, mininterval=1)
+    for first in range(len(rows), len(examples), chunk):
+        part = examples[first : first + chunk]
+        correct, texts = complete(
+            model,
+            tokenizer,
+            part,
+            format=form,
+            samples=c.samples,
+            temperature=c.temperature,
+            top_p=c.top_p,
+            max_new_tokens=c.max_new_tokens,
+            slots=slots,
+            seed=hash((c.seed, first)),
+            judge=judge,
+        )
+        done = []
+        for i, e in enumerate(part):
+            own = texts[i * c.samples : (i + 1) * c.samples]
+            strict = [int(rewards.verify(t, e.answer, strict=True)) for t in own]
+            done.append({"line": e.line, "prompt": e.prompt, "answer": e.answer, "completions": own,
+                         "correct": [int(v) for v in correct[i]], "strict": strict})  # fmt: skip
+        rows += done
+        if path:
+            with path.open("a", encoding="utf-8") as out:
+                out.write("".join(json.dumps(r) + "\n" for r in done))
+        bar.update(len(part))
+    bar.close()
+    return rows
+
+
+def summary(name: str, ood: bool, rows: list[dict]) -> dict:
+    correct, strict = (np.array([r[k] for r in rows], dtype=float) for k in ("correct", "strict"))
+    return {
+        "file": name,
+        "ood": ood,
+        "problems": len(rows),
+        "samples": correct.shape[1],
+        "pass_at_1": float(correct.mean()),
+        "standard_error": standard_error(correct),
+        "pass_at_k": pass_at_k(correct, correct.shape[1]),
+        "right": int(correct.sum()),
+        "right_strict": int(strict.sum()),
+    }
+
+
+def table(scores: list[dict]) -> str:
+    """A line a file, then the means weighted by problems: of --data, and of --ood apart."""
+    k = scores[0]["samples"]
+    width = max(24, *(len(s["file"]) + 6 for s in scores))
+    one = "pass@1" if k == 1 else f"avg@{k}"
+    head = f"{'file':<{width}} {'problems':>9} {one:>8} {'± s.e.':>8} {f'pass@{k}':>9} {'right: lenient':>15} {'strict':>8}"
+    lines = [head, "─" * len(head)]
+    for s in scores:
+        lines.append(f"{s['file'] + (' (OOD)' if s['ood'] else ''):<{width}} {s['problems']:>9} {s['pass_at_1']:>8.1%} "
+                     f"{s['standard_error']:>8.1%} {s['pass_at_k']:>9.1%} {s['right']:>15} {s['right_strict']:>8}")  # fmt: skip
+    for ood, name in ((False, "weighted mean"), (True, "weighted mean (OOD)")):
+        part = [s for s in scores if s["ood"] == ood]
+        if len(part) > 1:
+            n = sum(s["problems"] for s in part)
+            mean, best = (sum(s[key] * s["problems"] for s in part) / n for key in ("pass_at_1", "pass_at_k"))
+            error = sum((s["standard_error"] * s["problems"] / n) ** 2 for s in part) ** 0.5
+            right, strict = (sum(s[key] for s in part) for key in ("right", "right_strict"))
+            lines.append(
+                f"{name:<{width}} {n:>9} {mean:>8.1%} {error:>8.1%} {best:>9.1%} {right:>15} {strict:>8}"
+            )
+    return "\n".join(lines)
+
+
+def main(c: EvaluateConfig) -> list[dict]:
+    device = runs.choose_device(c.device)
+    model, tokenizer = checkpoint.load(c.model, device, runs.choose_dtype(c.dtype, device))
+    threads = runs.set_threads(c.threads, model.parameter_count())
+    judge = verifier(c.verifier)
+    for file in (*c.data, *c.ood):  # all of them, before hours go into the first
+        read_examples(file, need=("prompt", "answer"))
+    if c.out:
+        runs.open_run(c.out, c, c.resume, free=("device", "threads", "show"))
+    runs.announce(runs.header(device, threads, model.head_weight.dtype))
+    if not c.out:
+        runs.announce("completions aren't saved; --out DIR keeps them")
+    scores = []
+    for file in (*c.data, *c.ood):
+        rows = evaluate_file(c, file, model, tokenizer, judge)
+        for r in rows[: c.show]:
+            said = "right" if r["correct"][0] else "wrong"
+            print(f"{r['prompt']}\n  -> {r['completions'][0]!r}  answer {r['answer']!r}: {said}")
+        scores.append(summary(Path(file).stem, file in c.ood, rows))
+    print(table(scores))
+    if c.out:
+        runs.write_json(
+            Path(c.out) / "scores.json", {"scores": scores, "environment": runs.environment(device)}
+        )
+    return scores
 
 
 if __name__ == "__main__":

@@ -17,11 +17,17 @@ from pathlib import Path
 
 import torch
 
+from nanopcf import parallel
+
+
+def write_text(path: Path, text: str) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
 
 def write_json(path: Path, value: object) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    write_text(path, json.dumps(value, indent=1) + "\n")
 
 
 def read_json(path: Path) -> dict:
@@ -56,6 +62,9 @@ def open_run(out: str | Path, config: object, resume: bool, *, free: tuple[str, 
     Raises ValueError when the folder holds a run and resume is off, or holds a run of another config.
     """
     out = Path(out)
+    if parallel.rank() > 0:
+        parallel.wait()  # rank 0 opens it
+        return out
     now = {k: v for k, v in json.loads(json.dumps(asdict(config))).items() if k not in ("resume", *free)}
     path = out / "config.json"
     if path.exists():
@@ -73,6 +82,7 @@ def open_run(out: str | Path, config: object, resume: bool, *, free: tuple[str, 
     else:
         out.mkdir(parents=True, exist_ok=True)
         write_json(path, now)
+    parallel.wait()
     return out
 
 
@@ -81,12 +91,14 @@ class Metrics:
 
     def __init__(self, folder: Path, from_step: int) -> None:
         self.path = folder / "metrics.jsonl"
+        if parallel.rank() > 0:
+            return
         rows = [r for r in read_metrics(self.path) if r["step"] <= from_step] if self.path.exists() else []
-        temporary = self.path.with_name(self.path.name + ".tmp")
-        temporary.write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
-        os.replace(temporary, self.path)
+        write_text(self.path, "".join(json.dumps(r) + "\n" for r in rows))
 
     def log(self, **row: object) -> None:
+        if parallel.rank() > 0:
+            return
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
 
@@ -124,6 +136,37 @@ def choose_device(name: str) -> torch.device:
     return torch.device(name)
 
 
+def choose_dtype(name: str, device: torch.device) -> torch.dtype:
+    """auto -> bfloat16 on CUDA, float32 elsewhere (CPUs emulate bfloat16). Raises ValueError on another name."""
+    if name == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    if name not in ("float32", "bfloat16"):
+        raise ValueError(f"--dtype must be auto, float32 or bfloat16, got {name!r}")
+    return getattr(torch, name)
+
+
+def set_threads(threads: int, parameters: int) -> int:
+    """Set torch's CPU threads, and return how many: 0 asks for one below 20 million parameters, for every core above.
+
+    Small models spend their time between operations, where a second thread on a busy machine costs up to 100 times.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = threads or (1 if parameters < 20e6 else cores)
+    torch.set_num_threads(threads)
+    return threads
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that can be allocated on the device now; 4 GiB where the system doesn't say."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration, ValueError):
+        return 4 << 30
+
+
 def environment(device: torch.device) -> dict:
     """What a number must be quoted with: command, versions, device, commit."""
     root = Path(__file__).resolve().parents[1]
@@ -147,12 +190,13 @@ def environment(device: torch.device) -> dict:
     }
 
 
-def header(device: torch.device, threads: int) -> str:
+def header(device: torch.device, threads: int, dtype: torch.dtype = torch.float32) -> str:
     """The first line of a run's log."""
     e = environment(device)
     versions = ", ".join(f"{name} {version}" for name, version in e["versions"].items())
-    return f"{e['command']}\n{versions}, commit {e['commit']}; {e['device']}, float32, {threads} thread(s)"
+    return f"{e['command']}\n{versions}, commit {e['commit']}; {e['device']}, {str(dtype).removeprefix('torch.')}, {threads} thread(s)"
 
 
 def announce(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    if parallel.rank() == 0:
+        print(text, file=sys.stderr, flush=True)

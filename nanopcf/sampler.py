@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nanopcf import runs
 from nanopcf.model import KVCache, Transformer
 
 
@@ -72,6 +73,13 @@ def sample(logits: Tensor, uniform: Tensor, temperature: float, top_p: float) ->
         max=logits.shape[-1] - 1
     )
     return token.squeeze(-1), logprob.gather(-1, token).squeeze(-1)
+
+
+def slots_that_fit(model: Transformer, length: int) -> int:
+    """Sequences of `length` tokens whose keys and values take a quarter of the free memory; 1 to 256."""
+    c, dtype = model.config, model.head_weight.dtype
+    row = 2 * c.layers * c.kv_heads * c.head_dim * length * dtype.itemsize
+    return int(min(256, max(1, runs.free_memory(model.head_weight.device) // 4 // row)))
 
 
 class Sampler:

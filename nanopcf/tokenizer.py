@@ -2,12 +2,20 @@
 
 A prompt and its trajectory are encoded *apart* and joined as ids, so that the boundary between what is given and
 what is trained never moves. The end token is part of the answer: `encode_answer` appends it.
+
+    python -m nanopcf.tokenizer show --model DIR --data F.jsonl     training examples, the trained tokens coloured
 """
 
+import json
+import os
+import sys
+import time
+from dataclasses import dataclass
 from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
+from nanopcf import config
 from nanopcf.runs import read_json
 
 NANO_ALPHABET = "0123456789+-*= "
@@ -26,16 +34,22 @@ class TextTokenizer:
         end_token: str = END,
         stop_ids: tuple[int, ...] = (),
         chat_template: str | None = None,
+        bos_token: str = "",
     ) -> None:
         self.tokenizer, self.end_token, self.chat_template = tokenizer, end_token, chat_template
+        self.bos_token = bos_token
         self.eos_id = tokenizer.token_to_id(end_token)
         if self.eos_id is None:
             raise ValueError(f"tokenizer: its vocabulary has no end token {end_token!r}")
         self.stop_ids = sorted({self.eos_id, *stop_ids})
+        # what the model expects before any text: Llama's tokenizers put a begin token there, Qwen's nothing
+        marks = [i for i in tokenizer.encode("").ids if i != self.eos_id]
+        self.bos_ids = marks[:1]
 
     @property
     def vocab_size(self) -> int:
-        return self.tokenizer.get_vocab_size()
+        """One more than the highest id: the rows an embedding must have."""
+        return max(self.tokenizer.get_vocab().values()) + 1
 
     def encode(self, text: str) -> list[int]:
         try:
@@ -45,6 +59,10 @@ class TextTokenizer:
             unknown = "".join(sorted({ch for ch in text if ch not in vocabulary}))
             raise ValueError(f"tokenizer: can't spell {unknown!r} in {text[:60]!r}") from error
         return ids
+
+    def encode_prompt(self, text: str) -> list[int]:
+        """A plain prompt as a base model expects it: after the begin token, where there is one."""
+        return [*self.bos_ids, *self.encode(text)]
 
     def encode_answer(self, text: str) -> list[int]:
         return [*self.encode(text), self.eos_id]
@@ -65,11 +83,23 @@ class TextTokenizer:
         def raise_exception(message: str) -> None:
             raise TemplateError(message)
 
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+        # what templates are written against: transformers' environment
+        environment = ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+        )
+        environment.filters["tojson"] = lambda value, indent=None: json.dumps(
+            value, ensure_ascii=False, indent=indent
+        )
         environment.globals["raise_exception"] = raise_exception
+        environment.globals["strftime_now"] = lambda form: time.strftime(form)
         try:
             return environment.from_string(self.chat_template).render(
-                messages=messages, add_generation_prompt=True, eos_token=self.end_token, bos_token=""
+                messages=messages,
+                add_generation_prompt=True,
+                eos_token=self.end_token,
+                bos_token=self.bos_token,
+                tools=None,
+                documents=None,
             )
         except (TemplateError, TypeError) as error:
             raise ValueError(f"the chat template failed: {error}") from error
@@ -118,9 +148,54 @@ def load_tokenizer(folder: Path, eos_token_id: int | list[int] | None = None) ->
     if isinstance(template, list):  # several, by name
         template = next((t.get("template") for t in template if t.get("name") == "default"), None)
     stops = [i for i in stops if tokenizer.id_to_token(i) is not None]
-    return TextTokenizer(tokenizer, end, tuple(stops), template if isinstance(template, str) else None)
+    bos = named.get("bos_token")
+    bos = bos.get("content") if isinstance(bos, dict) else bos
+    return TextTokenizer(
+        tokenizer, end, tuple(stops), template if isinstance(template, str) else None, bos or ""
+    )
 
 
 def as_ids(value: object) -> list[int]:
     values = value if isinstance(value, list) else [value]
     return [v for v in values if isinstance(v, int) and v >= 0]
+
+
+def show(tokenizer: TextTokenizer, tokens: list[int], prompt_length: int, colour: bool) -> str:
+    """A training sequence as text, a mark between two tokens: what is given, then what is trained (green, or in [[ ]])."""
+    vocabulary = tokenizer.tokenizer
+    pieces = [
+        vocabulary.decode([t], skip_special_tokens=False) or repr(vocabulary.id_to_token(t)) for t in tokens
+    ]
+    given, trained = ("\u00b7".join(p) for p in (pieces[:prompt_length], pieces[prompt_length:]))
+    return f"{given}\x1b[32m{trained}\x1b[0m" if colour else f"{given}[[{trained}]]"
+
+
+@dataclass(frozen=True)
+class ShowConfig:
+    model: str  # folder of the model whose tokenizer it is
+    data: str  # JSONL with prompt and trajectory
+    chat: bool = False  # put each prompt into the model's chat template
+    template: str = "{prompt}"  # text around each prompt
+    count: int = 1  # examples to show
+
+
+def main(c: ShowConfig) -> None:
+    from nanopcf.data import Format, encode_examples, read_examples
+
+    tokenizer = load_tokenizer(Path(c.model), read_json(Path(c.model) / "config.json").get("eos_token_id"))
+    examples = read_examples(c.data, need=("prompt", "trajectory"))[: c.count]
+    form = Format(c.chat, c.template)
+    colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+    for s in encode_examples(examples, tokenizer, sys.maxsize, c.data, format=form):
+        print(show(tokenizer, s.tokens, s.prompt_length, colour))
+        print(
+            f"({s.prompt_length} tokens given, {len(s.tokens) - s.prompt_length} trained)\n", file=sys.stderr
+        )
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["show"]:
+        del sys.argv[1]
+    config.run_cli(
+        lambda: main(config.parse(ShowConfig, "Show training examples, the trained tokens coloured."))
+    )

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from nanopcf.data import IGNORE, Sequence, batch_indices, check_disjoint, pack, read_jsonl, write_jsonl
+from nanopcf.data import IGNORE, Sequence, batch_indices, check_disjoint, pack, read_examples, write_jsonl
 from nanopcf.rewards import final_answer, verify
 from nanopcf.tasks import FAMILIES, LEVELS, Lore, make_examples, true_fact
 from nanopcf.tokenizer import nano_tokenizer
@@ -118,7 +118,7 @@ def test_verify(response, answer, reward):
 def test_jsonl_round_trip(tmp_path):
     examples = make_examples("columns", 20, seed=0)
     write_jsonl(tmp_path / "x.jsonl", examples)
-    assert read_jsonl(tmp_path / "x.jsonl", need=("prompt", "trajectory", "answer")) == examples
+    assert read_examples(tmp_path / "x.jsonl", need=("prompt", "trajectory", "answer")) == examples
 
 
 @pytest.mark.parametrize(
@@ -137,13 +137,13 @@ def test_bad_jsonl_is_one_clear_sentence(tmp_path, content, message):
     path = tmp_path / "bad.jsonl"
     path.write_bytes(content)
     with pytest.raises(ValueError, match=r"bad\.jsonl") as error:
-        read_jsonl(path)
+        read_examples(path)
     assert message in str(error.value)
 
 
 def test_missing_file():
     with pytest.raises(ValueError, match=r"nowhere\.jsonl: can't be read \(No such file"):
-        read_jsonl("nowhere.jsonl")
+        read_examples("nowhere.jsonl")
 
 
 def test_tokenizer_refuses_what_it_cannot_spell():
@@ -173,7 +173,7 @@ def test_tokenizer_refuses_what_it_cannot_spell():
 def test_the_usual_shapes_are_recognised(tmp_path, row, prompt, trajectory, answer):
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps(row) + "\n")
-    (e,) = read_jsonl(path)
+    (e,) = read_examples(path)
     assert (e.prompt, e.trajectory, e.answer) == (prompt, trajectory, answer)
     assert ("url" in row) == ("url" in e.meta) and (e.meta.get("completion") == "kept") == (
         "trajectory" in row
@@ -187,7 +187,7 @@ def test_other_shapes_are_refused_with_what_they_have(tmp_path, row):
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps(row) + "\n")
     with pytest.raises(ValueError, match=r"line 1: no field 'prompt'; it has"):
-        read_jsonl(path)
+        read_examples(path)
 
 
 def test_benchmark_files_are_read_whole():
@@ -197,7 +197,7 @@ def test_benchmark_files_are_read_whole():
         pytest.skip("the benchmark files are not beside the repository")
     counts = {}
     for path in sorted(data.glob("*.jsonl")):
-        examples = read_jsonl(path, need=("prompt", "answer"))
+        examples = read_examples(path, need=("prompt", "answer"))
         counts[path.stem] = len(examples)
         assert all(e.prompt and e.answer for e in examples)
         if path.stem.startswith(("gsm8k", "minerva")):

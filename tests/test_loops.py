@@ -69,9 +69,7 @@ def test_sft_loss_is_the_mean_over_answer_tokens_of_unpacked_sequences(model):
         logp = model.logits(model(torch.tensor([s.tokens]))[0]).double().log_softmax(-1)
         expected -= sum(logp[t - 1, s.tokens[t]].item() for t in range(s.prompt_length, len(s.tokens)))
     assert train_sft.sft_loss(model, pack(sequences, 9)).item() == pytest.approx(expected, rel=1e-5)
-    assert train_sft.validation_loss(model, pack(sequences, 9).split(1)) == pytest.approx(
-        expected / 9, rel=1e-5
-    )
+    assert train_sft.validation_loss(model, pack(sequences, 9), 1) == pytest.approx(expected / 9, rel=1e-5)
 
 
 def test_gradient_does_not_depend_on_micro_batches(sft, tmp_path):

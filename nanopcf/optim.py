@@ -1,0 +1,82 @@
+"""AdamW as the training loops use it: float32 master weights below a bfloat16 model, gradients summed over processes.
+
+The model's parameters may be bfloat16: sampling, scoring and training then share one copy of the weights, in one dtype.
+A step of 1e-6 is lost in bfloat16's eight bits, so the optimizer keeps float32 copies (its "masters"), adds the gradients
+of micro-batches in float32, and rounds the result back into the model. With a float32 model the masters *are* the
+parameters, and nothing is copied.
+"""
+
+import math
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from nanopcf import parallel
+
+
+def add_gradient(master: Tensor, parameter: Tensor) -> None:
+    """Move a parameter's fresh gradient to its master, as soon as autograd has it: never two gradients of the model."""
+    gradient = parameter.grad.float()
+    master.grad = gradient if master.grad is None else master.grad.add_(gradient)
+    parameter.grad = None
+
+
+class Optimizer:
+    """AdamW (Loshchilov & Hutter, 2019), betas (0.9, 0.95); decay on matrices only: norms and biases have no scale to shrink."""
+
+    def __init__(self, model: nn.Module, weight_decay: float = 0.0) -> None:
+        parameters = sorted(model.parameters(), key=lambda p: p.dim() < 2)  # matrices first
+        self.pairs = []  # (parameter, master)
+        for p in parameters:
+            master = p
+            if p.dtype != torch.float32:
+                master = p.detach().float()
+                p.register_post_accumulate_grad_hook(partial(add_gradient, master))
+            self.pairs.append((p, master))
+        self.masters = [m for _, m in self.pairs]
+        groups = [
+            {"params": [m for m in self.masters if m.dim() >= 2], "weight_decay": weight_decay},
+            {"params": [m for m in self.masters if m.dim() < 2], "weight_decay": 0.0},
+        ]
+        self.adamw = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.95), fused=True)
+
+    @torch.no_grad()
+    def step(self, lr: float, clip: float, number: int = 0) -> float:
+        """Sum the gradients over the processes, clip their norm, update, clear; returns the norm before clipping.
+
+        Raises ValueError naming step `number`, and changes no weight, when the norm is not finite.
+        """
+        for m in self.masters:
+            if m.grad is None:  # a process without a row in this batch
+                m.grad = torch.zeros_like(m)
+        parallel.total([m.grad for m in self.masters])
+        norm = nn.utils.clip_grad_norm_(self.masters, clip).item()
+        if not math.isfinite(norm):
+            raise ValueError(f"step {number}: the gradient's norm is {norm}; try a lower --lr")
+        for group in self.adamw.param_groups:
+            group["lr"] = lr
+        self.adamw.step()
+        self.adamw.zero_grad()
+        for p, m in self.pairs:
+            if m is not p:
+                p.copy_(m)
+        return norm
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything that a resumed run needs: "3.exp_avg", ..., and "3.master" below a bfloat16 model."""
+        state = self.adamw.state_dict()["state"]
+        named = {f"{i}.{name}": value.cpu() for i, own in state.items() for name, value in own.items()}
+        return named | {f"{i}.master": m.cpu() for i, (p, m) in enumerate(self.pairs) if m is not p}
+
+    @torch.no_grad()
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        """What `tensors` gave, into an optimizer of the same model."""
+        state: dict[int, dict[str, Tensor]] = {}
+        for key, value in tensors.items():
+            i, name = key.split(".", 1)
+            if name == "master":
+                self.masters[int(i)].copy_(value)
+            else:
+                state.setdefault(int(i), {})[name] = value
+        self.adamw.load_state_dict({"state": state, "param_groups": self.adamw.state_dict()["param_groups"]})

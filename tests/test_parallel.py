@@ -1,0 +1,87 @@
+"""Two processes and bfloat16 weights train what one float32 process trains."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, write_rows
+from safetensors.torch import load_file
+
+from nanopcf.model import ModelConfig, Transformer
+from nanopcf.optim import Optimizer
+from nanopcf.tasks import make_examples
+
+
+def script(*arguments: str, processes: int = 1) -> subprocess.CompletedProcess:
+    launch = [sys.executable]
+    if processes > 1:
+        launch += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run([*launch, *arguments], cwd=ROOT, env=env, capture_output=True, text=True, timeout=120)
+
+
+def metrics(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def same_weights(a: Path, b: Path) -> float:
+    """Largest difference of any weight."""
+    one, two = (load_file(f / "model.safetensors") for f in (a, b))
+    return max((one[k] - two[k]).abs().max().item() for k in one)
+
+
+@pytest.fixture
+def files(tmp_path):
+    paths = []
+    for i, name in enumerate(("train", "val")):
+        rows = [dict(prompt=e.prompt, trajectory=e.trajectory, answer=e.answer) for e in make_examples("digits", 24, i)]
+        paths.append(write_rows(tmp_path / f"{name}.jsonl", rows))
+    return paths
+
+
+def test_sft_on_two_processes_is_sft_on_one(model_dir, files, tmp_path):
+    """Same losses, same weights up to rounding; the rows don't divide evenly, and rank 0 alone writes and speaks."""
+    common = ["train_sft.py", "--model", str(model_dir), "--train", files[0], "--val", files[1], "--steps", "4", "--batch", "7",
+              "--checkpoint-every", "2", "--micro-rows", "2", "--pack-length", "40", "--threads", "1"]  # fmt: skip
+    for n in (1, 2):
+        done = script(*common, "--out", str(tmp_path / f"run{n}"), processes=n)
+        assert done.returncode == 0, done.stderr
+    assert done.stderr.count("SFT: 24 trajectories") == 1
+    one, two = metrics(tmp_path / "run1"), metrics(tmp_path / "run2")
+    assert [r["step"] for r in one] == [r["step"] for r in two]
+    for a, b in zip(one, two, strict=True):
+        for key in a.keys() - {"tokens_per_s"}:
+            assert a[key] == pytest.approx(b[key], rel=1e-5), key
+    last = "checkpoints/step-4"
+    assert same_weights(tmp_path / "run1" / last, tmp_path / "run2" / last) < 1e-5
+
+
+def test_bfloat16_steps_accumulate_in_float32():
+    """A hundred steps too small for bfloat16 to see one by one move a weight as far as they move a float32 one."""
+    torch.manual_seed(0)
+    config = ModelConfig(vocab_size=8, width=8, layers=1, heads=2, kv_heads=1, mlp_width=16, max_length=8)
+    full = Transformer(config)
+    full.load_state_dict({k: v.bfloat16().float() for k, v in full.state_dict().items()})
+    half = Transformer(config).bfloat16()
+    half.load_state_dict(full.state_dict())
+    start = full.blocks[0].mlp.down.weight.detach().clone()
+    tokens, direction = torch.tensor([[1, 2, 3, 4]]), torch.randn(8)
+    for m in (full, half):
+        optimizer = Optimizer(m)
+        for _ in range(100):
+            for _ in range(2):  # two micro-batches
+                (m(tokens).float() @ direction).sum().backward()
+            optimizer.step(2e-6, 1.0)
+        assert all(p.grad is None for p in m.parameters())
+    master = optimizer.tensors()
+    after = next(m for p, m in optimizer.pairs if p is half.blocks[0].mlp.down.weight)
+    want, got = (w.detach() - start for w in (full.blocks[0].mlp.down.weight, after))
+    assert want.abs().median() > 1e-4  # a bfloat16 weight of 0.3 has steps of 1e-3
+    assert ((got - want).norm() / want.norm()).item() < 0.1
+    restored = Optimizer(half)
+    restored.load(master)
+    assert all(torch.equal(v, restored.tensors()[k]) for k, v in master.items())
