@@ -4,30 +4,32 @@
     python pipeline.py --preset tiny                under a minute
     python pipeline.py --preset study --out runs/s  about an hour
     python pipeline.py --resume                     continue; a changed flag reruns only what depends on it
+    python pipeline.py --preset smollm2 --model DIR --data F.jsonl --test-data T.jsonl      a real model, real problems
 
 Stages, in order (each a function below): data, base, candidates, sft, select, rl, report. A stage's result is kept in
 the run folder under a key made of the settings it reads and the keys of the stages before it. The runs inside a stage
 are plain `train_sft.main` and `train_rl.main`, in parallel processes: small models are fastest with one thread each.
 """
 
-import os
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
 import kernels
 import train_rl
 import train_sft
 from nanopcf import ceiling, checkpoint, config, report, runs, selector
-from nanopcf.data import check_disjoint, read_examples, write_jsonl
+from nanopcf.data import Example, Format, check_disjoint, encode_prompts, read_examples, write_jsonl
 from nanopcf.evaluate import complete, pass_at_k
 from nanopcf.model import NANO, ModelConfig, Transformer
 from nanopcf.objectives import RECIPES
+from nanopcf.sampler import slots_that_fit
 from nanopcf.stages import Stages, run_parallel, watch
 from nanopcf.tasks import FAMILIES, Lore, make_examples
-from nanopcf.tokenizer import nano_tokenizer
+from nanopcf.tokenizer import TextTokenizer, nano_tokenizer
 
 PRESETS = Path(__file__).resolve().parent / "configs"
 POOL_ROUNDS = 6  # at most, of problems tried to fill the candidate sets
@@ -38,8 +40,16 @@ CONTEXT = 64  # tokens; the tasks' problems and working fit
 class PipelineConfig:
     preset: str = "demo"  # settings to start from
     out: str = ""  # run folder (default runs/PRESET)
-    task: str = "digits"  # digits or columns, see nanopcf/tasks.py
-    model: str = "0.1M"  # size of the model, a name in nanopcf.model.NANO
+    task: str = "digits"  # digits or columns, see nanopcf/tasks.py; unless --data
+    model: str = "0.1M"  # a size in nanopcf.model.NANO; with --data a folder or Org/Name
+    data: str = ""  # JSONL with prompt, trajectory, answer: a real model on these instead of the task
+    test_data: str = ""  # JSONL with prompt and answer, to score on; needed with --data
+    chat: bool = False  # put each prompt into the model's chat template
+    template: str = "{prompt}"  # text around each prompt
+    max_new_tokens: int = 32  # longest answer
+    pack_length: int = 128  # tokens a packed row; longer examples are left out of --data
+    micro_rows: int = 64  # packed rows a forward pass
+    dtype: str = "auto"  # float32 or bfloat16 (auto: bfloat16 on CUDA)
     known: float = 0.5  # share of the facts that the base model's web text always states rightly
     corpus: int = 20000  # web texts to pretrain on
     base_steps: int = 500  # optimizer steps of pretraining
@@ -73,8 +83,12 @@ class PipelineConfig:
             raise ValueError(
                 f"--task: no {self.task!r}{config.near(self.task, list(FAMILIES))}; there are {', '.join(FAMILIES)}"
             )
-        if self.model not in NANO:
-            raise ValueError(f"--model: no {self.model!r}; there are {', '.join(NANO)}")
+        if not self.data and self.model not in NANO:
+            raise ValueError(
+                f"--model: no {self.model!r}; there are {', '.join(NANO)}, and with --data model folders"
+            )
+        if self.data and (self.model in NANO or not self.test_data):
+            raise ValueError("--data needs --test-data, and a model folder or Org/Name as --model")
         if self.algo not in RECIPES:
             raise ValueError(
                 f"--algo: no {self.algo!r}{config.near(self.algo, list(RECIPES))}; there are {', '.join(RECIPES)}"
@@ -94,10 +108,12 @@ class PipelineConfig:
         for name in positive.split():
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
-        if not 4 <= self.rl_points <= self.rl_steps:
+        if not 1 <= self.rl_points <= self.rl_steps:
             raise ValueError(
-                f"--rl-points must be from 4 (a curve's fit needs them) to --rl-steps, got {self.rl_points}"
+                f"--rl-points must be from 1 to --rl-steps, got {self.rl_points}; a ceiling needs 4 or more"
             )
+        if self.pack_length <= self.max_new_tokens:
+            raise ValueError("--pack-length must be above --max-new-tokens: it holds a prompt and its answer")
         if self.workers < 0 or self.threads < 0:
             raise ValueError("--workers and --threads must be 0 (chosen here) or more")
         if self.sft_checkpoints > self.sft_steps:
@@ -115,7 +131,13 @@ class PipelineConfig:
 def probe(c: PipelineConfig, device: torch.device) -> tuple[int, int]:
     """(threads of a lone process, workers in parallel). On a shared machine the wrong number of threads costs a factor
     of up to 100 for small models, so time a small forward and backward pass with one thread and with all."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = runs.cores()
+    if c.data:  # a real model: its products are large, one run at a time takes all cores
+        threads, workers = c.threads or cores, c.workers or 1
+        runs.announce(
+            f"a run at a time gets {threads} thread(s)" if workers == 1 else f"{workers} runs at a time"
+        )
+        return threads, workers
     model = Transformer(ModelConfig(vocab_size=16, max_length=CONTEXT, **NANO[c.model]))
     tokens = torch.zeros(c.base_batch, 40, dtype=torch.long)
 
@@ -138,36 +160,53 @@ def probe(c: PipelineConfig, device: torch.device) -> tuple[int, int]:
     return threads, workers
 
 
+def common(c: PipelineConfig) -> dict:
+    """Settings that every SFT and RL run of the pipeline shares."""
+    names = "chat template pack_length micro_rows seed device dtype"
+    return {n: getattr(c, n) for n in names.split()} | {
+        "threads": c.threads or (0 if c.data else 1),
+        "resume": True,
+    }
+
+
 # ---- what runs in a worker ----
 
 
-def score_checkpoint(model_dir: str, data: str, k: int, seed: int, device: str) -> dict:
-    """pass@1 (one sample, the paper's temperature) and pass@k on the first quarter, of one checkpoint."""
-    torch.set_num_threads(1)
-    model, tokenizer = checkpoint.load(model_dir, runs.choose_device(device))
-    examples = read_examples(data, need=("prompt", "answer"))
-    once, _ = complete(model, tokenizer, examples, max_new_tokens=train_rl.RLConfig.max_new_tokens, seed=seed)
-    some = examples[: max(1, len(examples) // 4)]
-    many, _ = complete(
-        model, tokenizer, some, samples=k, max_new_tokens=train_rl.RLConfig.max_new_tokens, seed=seed + 1
+def open_model(c: PipelineConfig, path: str, threads: int = 1) -> tuple[Transformer, TextTokenizer, dict]:
+    """(model, tokenizer, how it is asked): what every scoring of a checkpoint needs."""
+    device = runs.choose_device(c.device)
+    model, tokenizer = checkpoint.load(path, device, runs.choose_dtype(c.dtype, device))
+    runs.set_threads(c.threads or threads, model.parameter_count())
+    slots = slots_that_fit(model, min(model.config.max_length, c.pack_length + c.max_new_tokens))
+    return (
+        model,
+        tokenizer,
+        dict(max_new_tokens=c.max_new_tokens, slots=slots, format=Format(c.chat, c.template)),
     )
-    return {"score": float(once.mean()), "pass_at_k": pass_at_k(many, k), "k": k}
 
 
-def sample_pairs(before: str, after: str, data: str, seed: int, device: str, count: int = 6) -> list[dict]:
+def score_checkpoint(c: PipelineConfig, path: str, data: str) -> dict:
+    """pass@1 (one sample, the paper's temperature) and pass@k on the first quarter, of one checkpoint."""
+    model, tokenizer, asked = open_model(c, path)
+    examples = read_examples(data, need=("prompt", "answer"))
+    once, _ = complete(model, tokenizer, examples, seed=c.seed, **asked)
+    some = examples[: max(1, len(examples) // 4)]
+    many, _ = complete(model, tokenizer, some, samples=c.passk, seed=c.seed + 1, **asked)
+    return {
+        "score": float(once.mean()),
+        "pass_at_k": pass_at_k(many, c.passk),
+        "k": c.passk,
+        "parameters": model.parameter_count(),
+    }
+
+
+def sample_pairs(c: PipelineConfig, before: str, after: str, data: str, count: int = 6) -> list[dict]:
     """The same problems answered by two models, greedily: two of each of fixed, kept and lost."""
     examples = read_examples(data, need=("prompt", "answer"))[:128]
     sides = []
     for path in (before, after):
-        model, tokenizer = checkpoint.load(path, runs.choose_device(device))
-        correct, texts = complete(
-            model,
-            tokenizer,
-            examples,
-            temperature=0.0,
-            max_new_tokens=train_rl.RLConfig.max_new_tokens,
-            seed=seed,
-        )
+        model, tokenizer, asked = open_model(c, path)
+        correct, texts = complete(model, tokenizer, examples, temperature=0.0, seed=c.seed, **asked)
         sides.append(list(zip(texts, correct[:, 0] == 1, strict=True)))
     kinds: dict[tuple[bool, bool], list[dict]] = {}
     for e, (b, b_right), (a, a_right) in zip(examples, *sides, strict=True):
@@ -189,6 +228,36 @@ def make_data(c: PipelineConfig, folder: Path) -> dict:
         splits[name] = make_examples(c.task, count, (c.seed, i), exclude=taken)
         taken |= {e.prompt for e in splits[name]}
     splits["corpus"] = make_examples(c.task, c.corpus, (c.seed, 9), lore=Lore(c.seed, c.known), exclude=taken)
+    return write_splits(folder, splits)
+
+
+def split_data(c: PipelineConfig, folder: Path) -> dict:
+    """The same from files of real problems: --data shuffled and cut into val, rl and the pool of the candidate sets."""
+    tokenizer = checkpoint.load_tokenizer_of(c.model)
+    form = Format(c.chat, c.template)
+    room = c.pack_length - c.max_new_tokens
+
+    def fitting(file: str, need: tuple[str, ...]) -> list[Example]:
+        return encode_prompts(read_examples(file, need=need), tokenizer, room, file, format=form, drop=True)[
+            0
+        ]
+
+    test = fitting(c.test_data, ("prompt", "answer"))[: c.test]
+    asked = {e.prompt for e in test}
+    examples = {
+        e.prompt: e for e in fitting(c.data, ("prompt", "trajectory", "answer")) if e.prompt not in asked
+    }
+    rest = [list(examples.values())[i] for i in np.random.default_rng(c.seed).permutation(len(examples))]
+    need = c.val + c.rl_prompts
+    if len(rest) <= need:
+        raise ValueError(
+            f"{c.data}: {len(rest)} examples; --val and --rl-prompts alone take {need}, and the sets need some"
+        )
+    splits = dict(test=test, val=rest[: c.val], rl=rest[c.val : need], corpus=rest[need:])
+    return write_splits(folder, splits)
+
+
+def write_splits(folder: Path, splits: dict[str, list[Example]]) -> dict:
     check_disjoint(**splits)
     for name, examples in splits.items():
         write_jsonl(folder / f"{name}.jsonl", examples)
@@ -196,7 +265,13 @@ def make_data(c: PipelineConfig, folder: Path) -> dict:
 
 
 def train_base(c: PipelineConfig, folder: Path, data: dict, threads: int, workers: int) -> dict:
-    """Pretraining is the same loop on web text, from random weights; then the base model's score."""
+    """Pretraining is the same loop on web text, from random weights; then the base model's score. With --data: the score."""
+    if c.data:
+        job = {"base": (score_checkpoint, c, c.model, data["test"])}
+        score = run_parallel("base score", job, 1, folder / "log.txt")["base"]
+        return {"model": c.model, "p_0": score["score"], "pretrain_loss": None} | {
+            k: score[k] for k in ("pass_at_k", "parameters")
+        }
     torch.manual_seed(c.seed)
     tokenizer = nano_tokenizer()
     init = Transformer(ModelConfig(vocab_size=tokenizer.vocab_size, max_length=CONTEXT, **NANO[c.model]))
@@ -224,7 +299,7 @@ def train_base(c: PipelineConfig, folder: Path, data: dict, threads: int, worker
     model = str(runs.checkpoints(folder / "run")[-1][1])
     score = run_parallel(
         "base score",
-        {"base": (score_checkpoint, model, data["test"], c.passk, c.seed, c.device)},
+        {"base": (score_checkpoint, c, model, data["test"])},
         1,
         folder / "log.txt",
     )["base"]
@@ -237,12 +312,13 @@ def train_base(c: PipelineConfig, folder: Path, data: dict, threads: int, worker
     }
 
 
-def make_candidates(c: PipelineConfig, folder: Path, data: dict, base: dict) -> dict:
+def make_candidates(c: PipelineConfig, folder: Path, data: dict, base: dict, threads: int) -> dict:
     """Candidate sets by the base model's win rate over 4 tries, as in the paper: easy = 1, hard <= 0.25, or any.
 
     Problems are drawn and tried in rounds of --pool until every set is full.
     """
-    model, tokenizer = checkpoint.load(base["model"], runs.choose_device(c.device))
+    model, tokenizer, asked = open_model(c, base["model"], threads)
+    source = read_examples(data["corpus"]) if c.data else []  # real problems; the task makes new ones
     taken = {e.prompt for path in data.values() for e in read_examples(path)}
     need = {kind: 0 for kind in ("uniform", "easy", "hard")}
     for name in c.candidates:
@@ -250,10 +326,14 @@ def make_candidates(c: PipelineConfig, folder: Path, data: dict, base: dict) -> 
         need[kind] = max(need[kind], int(size))
     kinds: dict[str, list] = {kind: [] for kind in need}
     for round_ in range(POOL_ROUNDS):
-        pool = make_examples(c.task, c.pool, (c.seed, 20 + round_), exclude=taken)
-        taken |= {e.prompt for e in pool}
-        options = dict(samples=4, max_new_tokens=train_rl.RLConfig.max_new_tokens, seed=c.seed + round_)
-        correct, _ = complete(model, tokenizer, pool, **options)
+        if c.data:
+            pool = source[round_ * c.pool : (round_ + 1) * c.pool]
+        else:
+            pool = make_examples(c.task, c.pool, (c.seed, 20 + round_), exclude=taken)
+            taken |= {e.prompt for e in pool}
+        if not pool:
+            break
+        correct, _ = complete(model, tokenizer, pool, samples=4, seed=c.seed + round_, **asked)
         for e, win_rate in zip(pool, correct.mean(axis=1), strict=True):
             kinds["uniform"].append(e)
             if win_rate == 1 or win_rate <= 0.25:
@@ -270,7 +350,8 @@ def make_candidates(c: PipelineConfig, folder: Path, data: dict, base: dict) -> 
             )
         write_jsonl(folder / f"{name}.jsonl", kinds[kind][: int(size)])
         files[name] = str(folder / f"{name}.jsonl")
-    check_disjoint(**{n: read_examples(p) for n, p in data.items()}, candidates=kinds["uniform"])
+    others = {n: read_examples(p) for n, p in data.items() if not (c.data and n == "corpus")}
+    check_disjoint(**others, candidates=kinds["uniform"])
     return {"files": files, "counts": {k: len(v) for k, v in kinds.items()}}
 
 
@@ -290,10 +371,8 @@ def train_candidates(
                 batch=c.sft_batch,
                 lr=c.sft_lr,
                 checkpoint_every=max(1, c.sft_steps // c.sft_checkpoints),
-                seed=c.seed,
-                threads=c.threads or 1,
-                device=c.device,
-                resume=True,
+                drop_long=True,
+                **common(c),
             ),
         )
         for name in files
@@ -301,7 +380,7 @@ def train_candidates(
     live = watch({n: folder / n for n in files}, c.sft_steps, "val_loss", "val loss {:.3f}")
     tables = run_parallel("SFT", jobs, workers, folder / "log.txt", live)
     jobs = {
-        (name, row["step"]): (score_checkpoint, str(folder / name / "checkpoints" / f"step-{row['step']}"), data["test"], c.passk, c.seed, c.device)
+        (name, row["step"]): (score_checkpoint, c, str(folder / name / "checkpoints" / f"step-{row['step']}"), data["test"])
         for name, table in tables.items()
         for row in table
     }  # fmt: skip
@@ -382,10 +461,8 @@ def train_branches(
             lr=c.rl_lr,
             eval_every=max(1, round(c.rl_steps / c.rl_points)),
             checkpoint_every=max(1, c.rl_steps // 2),
-            seed=c.seed,
-            threads=c.threads or 1,
-            device=c.device,
-            resume=True,
+            max_new_tokens=c.max_new_tokens,
+            **common(c),
         )
         jobs[name] = (train_rl.main, rl)
     live = watch({n: folder / n for n in jobs}, c.rl_steps, "score", "score {:.1%}")
@@ -440,14 +517,19 @@ def main(c: PipelineConfig) -> dict:
     began = time.perf_counter()
 
     stages = Stages(c, out)
-    data = stages.run("data", "task known corpus val test rl_prompts seed", lambda f: make_data(c, f))
+    if c.data:
+        settings = "data test_data model chat template max_new_tokens pack_length val test rl_prompts seed"
+        data = stages.run("data", settings, lambda f: split_data(c, f))
+    else:
+        settings = "task known corpus val test rl_prompts max_new_tokens pack_length seed"
+        data = stages.run("data", settings, lambda f: make_data(c, f))
     base = stages.run(
         "base",
         "model base_steps base_batch base_lr passk",
         lambda f: train_base(c, f, data, threads, workers),
     )
     runs.announce(f"base model: {base['parameters']:,} parameters, P_0 = {base['p_0']:.1%}")
-    sets = stages.run("candidates", "candidates pool", lambda f: make_candidates(c, f, data, base))
+    sets = stages.run("candidates", "candidates pool", lambda f: make_candidates(c, f, data, base, threads))
     runs.announce("win rates over the pool: " + ", ".join(f"{n} {k}" for k, n in sets["counts"].items()))
     candidates = stages.run(
         "sft",
@@ -470,7 +552,7 @@ def main(c: PipelineConfig) -> dict:
     ranking = list(recommended.values())
     agreement = selector.agreement([r["min_val_loss"] for r in ranking], [r["a_post"] for r in ranking])
     shown = max((b for b in branches if b["dataset"] != "base"), key=lambda b: b["best"] - b["p_sft"])
-    pairs = sample_pairs(shown["before"], shown["after"], data["test"], c.seed, c.device)
+    pairs = sample_pairs(c, shown["before"], shown["after"], data["test"])
     result = {
         "seed": c.seed,
         "preset": c.preset,

@@ -27,8 +27,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 import kernels
-from nanopcf import checkpoint, config, flops, runs
-from nanopcf.data import Rows, Sequence, batch_indices, pack, read_examples
+from nanopcf import checkpoint, config, flops, parallel, runs
+from nanopcf.data import Format, Rows, Sequence, batch_indices, encode_prompts, pack, read_examples
 from nanopcf.evaluate import complete
 from nanopcf.objectives import (
     RECIPES,
@@ -44,7 +44,7 @@ from nanopcf.objectives import (
 )
 from nanopcf.optim import Optimizer
 from nanopcf.rewards import verify
-from nanopcf.sampler import Completion, Sampler
+from nanopcf.sampler import Completion, Sampler, slots_that_fit
 from train_sft import learning_rate
 
 
@@ -74,12 +74,16 @@ class RLConfig:
     eval_samples: int = 1  # answers a validation problem
     eval_temperature: float = 0.7  # of the curve, as in the paper
     checkpoint_every: int = 50  # batches between checkpoints
-    slots: int = 256  # sequences generated at a time
+    slots: int = 0  # sequences generated at a time (0: what memory holds, at most 256)
     pack_length: int = 128  # tokens a packed row
     micro_rows: int = 64  # packed rows a forward pass
+    chat: bool = False  # put each prompt into the model's chat template
+    template: str = "{prompt}"  # text around each prompt
+    drop_long: bool = False  # leave out prompts that leave no room for an answer, and count them
     seed: int = 0  # data order and sampling
-    threads: int = 1  # CPU threads; 1 is best for small models
+    threads: int = 0  # CPU threads (0: 1 for a small model, else all cores)
     device: str = "auto"  # auto, cpu, cuda or mps
+    dtype: str = "auto"  # float32 or bfloat16 (auto: bfloat16 on CUDA); the optimizer is float32
     resume: bool = False  # continue the run in --out
 
     def __post_init__(self) -> None:
@@ -87,10 +91,12 @@ class RLConfig:
             raise ValueError(f"--algo: no {self.algo!r}{config.near(self.algo, list(RECIPES))}; see --list")
         for name in (
             "steps prompts group update_prompts round_prompts max_rounds max_new_tokens eval_every eval_samples "
-            "checkpoint_every slots pack_length micro_rows threads"
+            "checkpoint_every pack_length micro_rows"
         ).split():
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
+        if self.slots < 0 or self.threads < 0:
+            raise ValueError("--slots and --threads can't be negative")
         if self.temperature <= 0:
             raise ValueError("--temperature must be above 0: a greedy rollout has nothing to learn from")
         if self.old_logprobs not in ("sampler", "recomputed"):
@@ -124,23 +130,31 @@ def score_tokens(model: torch.nn.Module, rows: list[Rows], count: int, temperatu
 def main(c: RLConfig) -> list[dict]:
     """Train; return the curve as dicts of step, x (FLOPs), score, greedy."""
     # ---- 1. setup ----
-    torch.set_num_threads(c.threads)
-    device = runs.choose_device(c.device)
+    device = parallel.start(runs.choose_device(c.device))
     to_device = lambda t: t.to(device)  # noqa: E731
     recipe = RECIPES[c.algo]
-    model, tokenizer = checkpoint.load(c.model, device)
-    train, val = (read_examples(path, need=("prompt", "answer")) for path in (c.train, c.val))
-    prompt_ids = [tokenizer.encode(e.prompt) for e in train]
-    longest = max(len(p) for p in prompt_ids) + c.max_new_tokens
-    if longest > model.config.max_length:
-        raise ValueError(
-            f"--max-new-tokens {c.max_new_tokens}: with the longest prompt that makes {longest} tokens, the model's "
-            f"context is {model.config.max_length}"
+    dtype = runs.choose_dtype(c.dtype, device)
+    model, tokenizer = checkpoint.load(c.model, device, dtype)
+    threads = runs.set_threads(c.threads, model.parameter_count())
+    room = model.config.max_length - c.max_new_tokens  # for prompts
+    form = Format(c.chat, c.template)
+    (train, prompt_ids), (val, val_ids) = (
+        encode_prompts(
+            read_examples(file, need=("prompt", "answer")),
+            tokenizer,
+            room,
+            file,
+            format=form,
+            drop=c.drop_long,
         )
+        for file in (c.train, c.val)
+    )
     out = runs.open_run(c.out, c, c.resume, free=("device", "threads"))
     reference = copy.deepcopy(model)  # where RL started: for the KL term and the KL metric
     optimizer = Optimizer(model, c.weight_decay)
-    sampler = Sampler(model, slots=c.slots, max_length=model.config.max_length)
+    longest = max(map(len, prompt_ids + val_ids)) + c.max_new_tokens
+    slots = c.slots or slots_that_fit(model, longest)
+    sampler = Sampler(model, slots=slots, max_length=model.config.max_length)
     # drawn: rounds of prompts; x: FLOPs spent; ended: no signal is left
     state = {"step": 0, "updates": 0, "drawn": 0, "x": 0.0, "ended": False}
     saved = runs.checkpoints(out)
@@ -148,7 +162,7 @@ def main(c: RLConfig) -> list[dict]:
         state = checkpoint.load_training(saved[-1][1], model, optimizer)
         runs.announce(f"resuming after step {state['step']}")
     metrics = runs.Metrics(out, state["step"])
-    runs.announce(runs.header(device, c.threads))
+    runs.announce(runs.header(device, threads, dtype))
     kernels.path(None, device)  # says which one
     runs.announce(
         f"RL: {c.algo}, {len(train)} prompts, {model.parameter_count():,} parameters\n"
@@ -156,7 +170,7 @@ def main(c: RLConfig) -> list[dict]:
     )
 
     def evaluate(temperature: float) -> float:
-        options = dict(max_new_tokens=c.max_new_tokens, slots=c.slots, seed=c.seed)
+        options = dict(max_new_tokens=c.max_new_tokens, slots=slots, seed=c.seed, format=form)
         correct, _ = complete(
             model, tokenizer, val, samples=c.eval_samples, temperature=temperature, **options
         )

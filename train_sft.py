@@ -131,6 +131,10 @@ def main(c: SFTConfig) -> list[dict]:
         if parallel.rank() == 0:
             folder = out / "checkpoints" / f"step-{step}"
             checkpoint.save_training(folder, model, tokenizer, optimizer, {"step": step})
+            for _, older in runs.checkpoints(out)[
+                :-1
+            ]:  # RL may start from any, training goes on from the last
+                (older / "optimizer.safetensors").unlink(missing_ok=True)
         parallel.wait()
 
     # ---- 2. the loop ----

@@ -211,6 +211,12 @@ def load(
     return model, tokenizer
 
 
+def load_tokenizer_of(path: str | Path) -> TextTokenizer:
+    """The tokenizer alone, of what `load` takes."""
+    folder = find(path)
+    return load_tokenizer(folder, runs.read_json(folder / "config.json").get("eos_token_id"))
+
+
 def find(path: str | Path) -> Path:
     """A folder as it is; an Org/Name that is no folder is downloaded through huggingface_hub, or found in its cache."""
     folder = Path(path)

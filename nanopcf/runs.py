@@ -145,13 +145,17 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     return getattr(torch, name)
 
 
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def set_threads(threads: int, parameters: int) -> int:
     """Set torch's CPU threads, and return how many: 0 asks for one below 20 million parameters, for every core above.
 
     Small models spend their time between operations, where a second thread on a busy machine costs up to 100 times.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads = threads or (1 if parameters < 20e6 else cores)
+    threads = threads or (1 if parameters < 20e6 else cores())
     torch.set_num_threads(threads)
     return threads
 

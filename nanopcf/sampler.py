@@ -106,10 +106,12 @@ class Sampler:
         stop_ids: set[int] | list[int] = (),
         seed: int = 0,
         progress: Callable[[int], object] | None = None,
+        stream: Callable[[int, int], object] | None = None,
     ) -> list[Completion]:
         """n completions of each prompt, len(prompts) * n in order. Raises ValueError on a prompt that can't be continued.
 
-        progress(k) is called with the number of sequences that ended in a step.
+        progress(k) is called with the number of sequences that ended in a step, stream(i, token) with each token of
+        sequence i as soon as it is drawn.
         """
         longest = max((len(p) for p in prompts), default=0)
         if n < 1 or max_new_tokens < 1:
@@ -182,6 +184,9 @@ class Sampler:
             s, m = sequence[:live], made[:live]
             token, logprob = sample(model.logits(hidden[:live]), uniforms[s, m], temperature, top_p)
             out_tokens[s, m], out_logprobs[s, m] = token, logprob
+            if stream:
+                for i, t in zip(s.tolist(), token.tolist(), strict=True):
+                    stream(i, t)
             m += 1
             stopped = torch.isin(token, stop)
             ended = stopped | (m >= limit[:live])

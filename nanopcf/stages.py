@@ -58,7 +58,7 @@ def run_parallel(
 ) -> dict:
     """{name: function(*arguments)} of jobs {name: (function, arguments...)}, `workers` at a time, under one bar.
 
-    live() -> (share done 0..1, text) is asked twice a second for what the bar shows.
+    live() -> (share done 0..1, text) is asked again and again for what the bar shows.
     """
     results = {}
     spawn = multiprocessing.get_context("spawn")  # fork after torch has started threads can hang
@@ -67,12 +67,13 @@ def run_parallel(
         desc=label,
         bar_format="{desc:<12} {percentage:3.0f}% |{bar:24}| {elapsed}<{remaining}{postfix}",
     )
+    pause = 0.5 if sys.stderr.isatty() else 15.0  # a log file needs no line every half second
     with bar, ProcessPoolExecutor(min(workers, len(jobs)), spawn, in_child, (log,)) as pool:
         futures = {pool.submit(*job): name for name, job in jobs.items()}
         try:
             pending = set(futures)
             while pending:
-                done, pending = wait(pending, timeout=0.5, return_when=FIRST_COMPLETED)
+                done, pending = wait(pending, timeout=pause, return_when=FIRST_COMPLETED)
                 for future in done:
                     results[futures[future]] = future.result()
                 share, text = live() if live else (len(results) / len(jobs), "")

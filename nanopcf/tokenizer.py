@@ -101,7 +101,7 @@ class TextTokenizer:
                 tools=None,
                 documents=None,
             )
-        except (TemplateError, TypeError) as error:
+        except Exception as error:  # a template can fail in any way
             raise ValueError(f"the chat template failed: {error}") from error
 
     def save(self, path: Path) -> None:
@@ -180,9 +180,10 @@ class ShowConfig:
 
 
 def main(c: ShowConfig) -> None:
+    from nanopcf.checkpoint import load_tokenizer_of
     from nanopcf.data import Format, encode_examples, read_examples
 
-    tokenizer = load_tokenizer(Path(c.model), read_json(Path(c.model) / "config.json").get("eos_token_id"))
+    tokenizer = load_tokenizer_of(c.model)
     examples = read_examples(c.data, need=("prompt", "trajectory"))[: c.count]
     form = Format(c.chat, c.template)
     colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ

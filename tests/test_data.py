@@ -1,14 +1,26 @@
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from nanopcf.data import IGNORE, Sequence, batch_indices, check_disjoint, pack, read_examples, write_jsonl
+from nanopcf.data import (
+    IGNORE,
+    Format,
+    Sequence,
+    batch_indices,
+    check_disjoint,
+    encode_examples,
+    pack,
+    read_examples,
+    write_jsonl,
+)
 from nanopcf.rewards import final_answer, verify
 from nanopcf.tasks import FAMILIES, LEVELS, Lore, make_examples, true_fact
-from nanopcf.tokenizer import nano_tokenizer
+from nanopcf.tokenizer import nano_tokenizer, show
 
 
 def random_sequences(count: int) -> list[Sequence]:
@@ -129,6 +141,19 @@ def test_jsonl_round_trip(tmp_path):
         (b'\n{"text": "a"}\n', "line 2: no field 'prompt'; it has text"),
         (b'{"prompt": 3}\n', "line 1: 'prompt' must be a string"),
         (b'{"prompt": ""}\n', "line 1: 'prompt' is empty"),
+        (b'{"prompt": " \\n "}\n', "line 1: 'prompt' is empty"),
+        (b'{"prompt": "a", "answer": 5}\n', "line 1: 'answer' must be a string, found 5"),
+        (b'{"question": "a", "answer": ["5", "6"]}\n', "line 1: 'answer' must be a string, found ['5', '6']"),
+        (
+            b'{"prompt": "a", "reward_model": {"ground_truth": [4]}}\n',
+            "line 1: 'answer' must be a string, found [4]",
+        ),
+        (b'{"prompt": "a", "completion": 3}\n', "line 1: 'trajectory' must be a string, found 3"),
+        (b'{"prompt": "a", "messages": "x"}\n', "line 1: 'messages' must be a list of objects"),
+        (
+            b'{"prompt": "a"}\n\n{"question": "b", "answer": "1"}\n',
+            "line 3: its shape is 'question', that of line 1 'prompt as text'; one shape a file",
+        ),
         (b"\xff\xfe\n", "line 1: not valid JSON"),
         (b"\n\n", "no examples"),
     ],
@@ -188,6 +213,87 @@ def test_other_shapes_are_refused_with_what_they_have(tmp_path, row):
     path.write_text(json.dumps(row) + "\n")
     with pytest.raises(ValueError, match=r"line 1: no field 'prompt'; it has"):
         read_examples(path)
+
+
+def test_messages_stay_a_chat_and_survive_a_file(tmp_path):
+    """The plain prompt is their text, the chat prompt the messages themselves; written and read again it is the same."""
+    said = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "1+1="}]
+    row = {"messages": [*said, {"role": "assistant", "content": "2"}], "answer": "2"}
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n" + json.dumps(row) + "\n")
+    (e,) = read_examples(path, need=("prompt", "trajectory", "answer"))
+    assert list(e.messages) == said and e.prompt == "Be brief.\n\n1+1=" and e.line == 2
+    write_jsonl(tmp_path / "again.jsonl", [e])
+    assert read_examples(tmp_path / "again.jsonl") == [e]
+    tokenizer = nano_tokenizer()
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m['content'] | length }}-{% endfor %}{{ messages[-1]['content'] }}"
+    )
+    assert tokenizer.decode(Format(chat=True, template="{prompt}0").prompt(e, tokenizer)) == "9-5-1+1=0"
+
+
+def test_long_examples_are_refused_by_line_or_dropped_and_counted(tmp_path, capsys):
+    rows = [
+        dict(prompt="1+1=", trajectory="2"),
+        dict(prompt="1+1=", trajectory="2" * 20),
+        dict(prompt="1=", trajectory="1"),
+    ]
+    path = tmp_path / "x.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    examples, tokenizer = read_examples(path), nano_tokenizer()
+    with pytest.raises(ValueError, match=r"F, line 2: 25 tokens, at most 10 fit; --drop-long"):
+        encode_examples(examples, tokenizer, 10, "F")
+    kept = encode_examples(examples, tokenizer, 10, "F", drop=True)
+    assert [len(s.tokens) for s in kept] == [6, 4] and [s.prompt_length for s in kept] == [4, 2]
+    assert "F: 1 of 3 examples dropped, longer than 10 tokens" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="all 3 examples are longer than 3 tokens"):
+        encode_examples(examples, tokenizer, 3, "F", drop=True)
+
+
+def test_parquet(tmp_path):
+    """verl's files: messages in a column, the answer nested; columns that a row lacks are no fields of it."""
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    rows = [
+        {
+            "prompt": [{"role": "user", "content": "2+2?"}],
+            "reward_model": {"ground_truth": "4"},
+            "extra": None,
+        },
+        {
+            "prompt": [{"role": "user", "content": "3+3?"}],
+            "reward_model": {"ground_truth": "6"},
+            "extra": "x",
+        },
+    ]
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "v.parquet")
+    one, two = read_examples(tmp_path / "v.parquet", need=("prompt", "answer"))
+    assert (one.prompt, one.answer, "extra" in one.meta) == ("2+2?", "4", False)
+    assert (two.line, two.answer, two.meta["extra"]) == (2, "6", "x")
+    (tmp_path / "bad.parquet").write_bytes(b"PAR1 no")
+    with pytest.raises(ValueError, match=r"bad\.parquet: not a parquet file"):
+        read_examples(tmp_path / "bad.parquet")
+
+
+def test_show_marks_what_is_trained(model_dir, tmp_path):
+    from conftest import ROOT
+
+    path = tmp_path / "x.jsonl"
+    path.write_text(json.dumps(dict(prompt="1+1=", trajectory="2")))
+    command = [
+        sys.executable,
+        "-m",
+        "nanopcf.tokenizer",
+        "show",
+        "--model",
+        str(model_dir),
+        "--data",
+        str(path),
+    ]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == "1·+·1·=[[2·<end>]]\n" and "(4 tokens given, 2 trained)" in done.stderr
+    assert show(nano_tokenizer(), [1, 2, 3], 1, colour=True) == "1\x1b[32m2·3\x1b[0m"
 
 
 def test_benchmark_files_are_read_whole():

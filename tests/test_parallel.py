@@ -21,7 +21,9 @@ def script(*arguments: str, processes: int = 1) -> subprocess.CompletedProcess:
     if processes > 1:
         launch += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run([*launch, *arguments], cwd=ROOT, env=env, capture_output=True, text=True, timeout=120)
+    return subprocess.run(
+        [*launch, *arguments], cwd=ROOT, env=env, capture_output=True, text=True, timeout=120
+    )
 
 
 def metrics(folder: Path) -> list[dict]:
@@ -38,7 +40,10 @@ def same_weights(a: Path, b: Path) -> float:
 def files(tmp_path):
     paths = []
     for i, name in enumerate(("train", "val")):
-        rows = [dict(prompt=e.prompt, trajectory=e.trajectory, answer=e.answer) for e in make_examples("digits", 24, i)]
+        rows = [
+            dict(prompt=e.prompt, trajectory=e.trajectory, answer=e.answer)
+            for e in make_examples("digits", 24, i)
+        ]
         paths.append(write_rows(tmp_path / f"{name}.jsonl", rows))
     return paths
 

@@ -1,0 +1,103 @@
+"""python -m nanopcf.evaluate: several files, their means, what is kept, and going on after a stop."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from conftest import write_rows
+
+from nanopcf import checkpoint, evaluate
+from nanopcf.data import Format, read_examples
+from nanopcf.rewards import verify
+
+
+@pytest.fixture
+def c(model_dir, tmp_path) -> evaluate.EvaluateConfig:
+    rng = np.random.default_rng(0)
+    files = []
+    for name, count in (("a", 11), ("b", 5), ("far", 7)):
+        rows = [dict(prompt=f"{i}+{i}=", answer=str(rng.integers(10))) for i in range(count)]
+        files.append(write_rows(tmp_path / f"{name}.jsonl", rows))
+    return evaluate.EvaluateConfig(model=str(model_dir), data=tuple(files[:2]), ood=(files[2],), samples=3, slots=6,
+                                   max_new_tokens=4, device="cpu", out=str(tmp_path / "out"))  # fmt: skip
+
+
+def test_table_of_several_files(c, capsys, tmp_path):
+    """Every number of the table from the kept completions, judged and averaged again by hand."""
+    scores = evaluate.main(c)
+    assert [(s["file"], s["ood"], s["problems"]) for s in scores] == [
+        ("a", False, 11),
+        ("b", False, 5),
+        ("far", True, 7),
+    ]
+    for s in scores:
+        rows = [
+            json.loads(line) for line in (tmp_path / "out" / f"{s['file']}.jsonl").read_text().splitlines()
+        ]
+        right = np.array([[verify(t, r["answer"]) for t in r["completions"]] for r in rows])
+        strict = np.array([[verify(t, r["answer"], strict=True) for t in r["completions"]] for r in rows])
+        assert [r["line"] for r in rows] == list(range(1, s["problems"] + 1))
+        assert s["pass_at_1"] == pytest.approx(right.mean()) and s["right"] == right.sum()
+        assert s["right_strict"] == strict.sum() and s["pass_at_k"] == pytest.approx(right.max(axis=1).mean())
+        assert s["standard_error"] == pytest.approx(right.mean(axis=1).std(ddof=1) / s["problems"] ** 0.5)
+    said = capsys.readouterr().out
+    mean = (11 * scores[0]["pass_at_1"] + 5 * scores[1]["pass_at_1"]) / 16
+    assert f"{mean:.1%}" in next(line for line in said.splitlines() if line.startswith("weighted mean"))
+    assert "far (OOD)" in said and "weighted mean (OOD)" not in said  # one file: its line is the mean
+    assert json.loads((tmp_path / "out" / "scores.json").read_text())["scores"] == scores
+
+
+def test_resume_ends_with_the_same_file(c, tmp_path):
+    """Cut anywhere, also inside a line: what is there after --resume is what an uninterrupted run wrote."""
+    evaluate.main(c)
+    path = tmp_path / "out" / "a.jsonl"
+    whole = path.read_bytes()
+    for cut in np.random.default_rng().integers(0, len(whole), 4):
+        path.write_bytes(whole[:cut])
+        evaluate.main(replace(c, resume=True))
+        assert path.read_bytes() == whole
+    with pytest.raises(ValueError, match="already holds a run"):
+        evaluate.main(c)
+    with pytest.raises(ValueError, match=r"--temperature was 0\.7, is 0\.5"):
+        evaluate.main(replace(c, resume=True, temperature=0.5))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(samples=0), "--samples must be at least 1"),
+        (dict(slots=-1), "--slots can't be negative"),
+        (dict(out="", resume=True), "--resume needs --out"),
+        (dict(verifier="mine"), "--verifier must be ours"),
+        (dict(chat=True), "no chat template"),
+        (dict(template="x"), "--template must hold {prompt}"),
+        (dict(dtype="int8"), "--dtype must be auto, float32 or bfloat16"),
+    ],
+)
+def test_bad_settings(c, change, message):
+    with pytest.raises(ValueError, match=message):
+        evaluate.main(replace(c, **change))
+
+
+def test_two_files_of_one_name(c):
+    with pytest.raises(ValueError, match="two files of the same name, a"):
+        replace(c, ood=c.data[:1])
+
+
+def test_a_prompt_that_fills_the_context(c, tmp_path):
+    file = write_rows(
+        tmp_path / "long.jsonl", [dict(prompt="1+1=", answer="2"), dict(prompt="1" * 64, answer="2")]
+    )
+    with pytest.raises(
+        ValueError, match=r"long\.jsonl, line 2: the prompt has 64 tokens; at most 63 leave room"
+    ):
+        evaluate.main(replace(c, data=(file,)))
+    (score, _) = evaluate.main(replace(c, data=(file,), out="", drop_long=True))
+    assert score["problems"] == 1
+
+
+def test_a_template_stands_around_the_prompt(model_dir, tmp_path):
+    _, tokenizer = checkpoint.load(model_dir)
+    (e,) = read_examples(write_rows(tmp_path / "x.jsonl", [dict(prompt="1+1", answer="2")]))
+    assert tokenizer.decode(Format(template="0*{prompt}=").prompt(e, tokenizer)) == "0*1+1="
