@@ -11,7 +11,8 @@ top-p here. Packing, masks and the way to log-probs are those of SFT.
 Every `eval_every` steps the policy is scored on --val: the curve that `nanopcf.ceiling` fits. Compute is counted by
 Eqs. 24 and 25. With dynamic sampling the run ends by itself when no prompt gives a signal any more.
 
-Left out: a value function, asynchronous rollouts, multi-GPU.
+On several GPUs: torchrun --nproc_per_node=N train_rl.py ... (`nanopcf/parallel.py`): each process rolls out its share of the
+prompts, all see all groups, each trains on its share of the rows. Left out: a value function, asynchronous rollouts.
 """
 
 import copy
@@ -115,16 +116,29 @@ class Group:
 
 
 @torch.no_grad()
-def score_tokens(model: torch.nn.Module, rows: list[Rows], count: int, temperature: float) -> Tensor:
-    """Log-probs of all `count` trained tokens of packed rows, in their flat order: [count] float32."""
-    logprobs = torch.empty(count, device=model.head_weight.device)
-    for part in rows:
+def score_tokens(
+    model: torch.nn.Module, rows: Rows, micro_rows: int, count: int, temperature: float
+) -> Tensor:
+    """Log-probs of all `count` trained tokens of packed rows, in their flat order: [count] float32, on the CPU.
+
+    Each process scores its share of the rows.
+    """
+    device = model.head_weight.device
+    logprobs = torch.zeros(count, device=device)
+    for part in rows.map(lambda t: parallel.share(t).to(device)).split(micro_rows):
         hidden = model(part.tokens, positions=part.positions, documents=part.documents)
         hidden, targets = hidden[part.trained], part.targets[part.trained]
         logprobs[part.index[part.trained]] = kernels.linear_logprob(
             hidden, model.head_weight, targets, temperature=temperature
         )
-    return logprobs
+    parallel.total([logprobs])
+    return logprobs.cpu()
+
+
+def together(parts: list[Tensor]) -> Tensor:
+    """Token statistics of all micro-batches and processes, on the CPU."""
+    own = [torch.cat(parts).cpu()] if parts else []
+    return torch.cat([t for part in parallel.gathered([own]) for t in part])
 
 
 def main(c: RLConfig) -> list[dict]:
@@ -171,28 +185,44 @@ def main(c: RLConfig) -> list[dict]:
 
     def evaluate(temperature: float) -> float:
         options = dict(max_new_tokens=c.max_new_tokens, slots=slots, seed=c.seed, format=form)
+        own = parallel.share(range(len(val)))
         correct, _ = complete(
-            model, tokenizer, val, samples=c.eval_samples, temperature=temperature, **options
+            model,
+            tokenizer,
+            [val[i] for i in own],
+            samples=c.eval_samples,
+            temperature=temperature,
+            places=own,
+            **options,
         )
-        return float(correct.mean())
+        return parallel.summed(float(correct.sum())) / (len(val) * c.eval_samples)
 
     def roll_out(round_: int, prompts: int) -> list[Group]:
-        """Round `round_` of generation: what it draws depends on (seed, round_) alone."""
+        """Round `round_` of generation: what it draws depends on (seed, round_) alone. Each process does its share."""
         drawn = batch_indices(len(train), prompts, round_, c.seed)
+        own = parallel.share(range(len(drawn)))
         answers = sampler.generate(
-            [prompt_ids[i] for i in drawn],
+            [prompt_ids[drawn[j]] for j in own],
             n=c.group,
             max_new_tokens=c.max_new_tokens,
             temperature=c.temperature,
             stop_ids=tokenizer.stop_ids,
             seed=hash((c.seed, round_)),
+            places=own,
         )
         groups = []
-        for j, i in enumerate(drawn):
-            own = answers[j * c.group : (j + 1) * c.group]
-            correct = torch.tensor([verify(tokenizer.decode(a.tokens), train[i].answer) for a in own])
-            groups.append(Group(prompt_ids[i], own, correct))
-        return groups
+        for k, j in enumerate(own):
+            mine = answers[k * c.group : (k + 1) * c.group]
+            answer = train[drawn[j]].answer
+            correct = torch.tensor([verify(tokenizer.decode(a.tokens), answer) for a in mine])
+            groups.append(Group(prompt_ids[drawn[j]], mine, correct))
+        return parallel.gathered(groups)
+
+    def save() -> None:
+        if parallel.rank() == 0:
+            folder = out / "checkpoints" / f"step-{state['step']}"
+            checkpoint.save_training(folder, model, tokenizer, optimizer, state)
+        parallel.wait()
 
     # ---- 2. the loop ----
     if not saved:
@@ -204,6 +234,7 @@ def main(c: RLConfig) -> list[dict]:
         desc=f"RL {out.name}",
         leave=False,
         mininterval=0.5,
+        disable=parallel.rank() > 0,
     )
     for step in bar:
         began = time.perf_counter()
@@ -238,11 +269,11 @@ def main(c: RLConfig) -> list[dict]:
         sampled = torch.tensor([lp for a in answers for lp in a.logprobs])  # flat, (N,)
         old, ref = sampled, None
         if c.old_logprobs == "recomputed" or recipe.kl_coef:
-            rows = [r.map(to_device) for r in pack(sequences, c.pack_length).split(c.micro_rows)]
+            rows = pack(sequences, c.pack_length)
             if c.old_logprobs == "recomputed":
-                old = score_tokens(model, rows, len(sampled), c.temperature).cpu()
+                old = score_tokens(model, rows, c.micro_rows, len(sampled), c.temperature)
             if recipe.kl_coef:
-                ref = score_tokens(reference, rows, len(sampled), c.temperature).cpu()
+                ref = score_tokens(reference, rows, c.micro_rows, len(sampled), c.temperature)
         rewards = torch.stack([g.correct for g in groups])  # (P, G)
         if recipe.overlong == "soft":
             rewards = rewards + overlong_penalty(lengths, c.max_new_tokens, c.overlong_cache).view_as(rewards)
@@ -254,8 +285,8 @@ def main(c: RLConfig) -> list[dict]:
         # ---- 5. update ----
         per_update = c.update_prompts * c.group  # sequences an optimizer step
         starts = [0, *lengths.cumsum(0).tolist()]  # of each sequence in the flat vectors
-        loss_sum, norms, entropies, deltas = 0.0, [], [], []
-        clipped_low = clipped_high = 0.0
+        losses, norms = [], []
+        entropies, deltas, clipped = [], [], []  # of this process's tokens
         for first in range(0, len(sequences), per_update):
             part = slice(first, first + per_update)
             flat = slice(starts[first], starts[min(first + per_update, len(sequences))])
@@ -265,8 +296,9 @@ def main(c: RLConfig) -> list[dict]:
             if recipe.kl_coef and recipe.kl_place == "loss":
                 extras.append(ref[flat])
             extras = [to_device(e) for e in extras]
-            for rows in pack(sequences[part], c.pack_length).split(c.micro_rows):
-                rows = rows.map(to_device)
+            loss_sum = 0.0
+            packed = pack(sequences[part], c.pack_length).map(lambda t: parallel.share(t).to(device))
+            for rows in packed.split(c.micro_rows):
                 at = rows.index[rows.trained]
                 hidden = model(rows.tokens, positions=rows.positions, documents=rows.documents)
                 loss, stats = kernels.linear_token_loss(
@@ -283,11 +315,12 @@ def main(c: RLConfig) -> list[dict]:
                 low, high = clip_stats(
                     stats["logprob"], extras[0][at], extras[1][at], recipe.clip_low, recipe.clip_high
                 )
-                clipped_low, clipped_high = clipped_low + low.sum().item(), clipped_high + high.sum().item()
+                clipped.append(torch.stack([low, high], dim=1))
                 if first == 0:  # still the weights that sampled: sampler and trainer should agree
                     deltas.append((stats["logprob"] - to_device(sampled[flat])[at]).abs())
-            if not math.isfinite(loss_sum):
-                raise ValueError(f"step {step + 1}: the loss is {loss_sum}; try a lower --lr")
+            losses.append(parallel.summed(loss_sum))
+            if not math.isfinite(losses[-1]):
+                raise ValueError(f"step {step + 1}: the loss is {losses[-1]}; try a lower --lr")
             lr = learning_rate(
                 state["updates"], peak=c.lr, warmup=c.warmup, steps=c.steps, schedule=c.schedule
             )
@@ -298,7 +331,7 @@ def main(c: RLConfig) -> list[dict]:
         # ---- 6. log, evaluate, save ----
         now = time.perf_counter()
         all_correct = torch.stack([g.correct for g in seen])  # (drawn, G)
-        delta = torch.cat(deltas)
+        entropy, delta, clipped = (together(part) for part in (entropies, deltas, clipped))
         row = dict(
             step=step + 1,
             x=state["x"],
@@ -308,12 +341,12 @@ def main(c: RLConfig) -> list[dict]:
             rounds=len(seen) / (c.round_prompts if recipe.dynamic_sampling else c.prompts),
             length=lengths.float().mean().item(),
             truncated_share=truncated.float().mean().item(),
-            entropy=torch.cat(entropies).mean().item(),
-            clip_low=clipped_low / len(sampled),
-            clip_high=clipped_high / len(sampled),
+            entropy=entropy.mean().item(),
+            clip_low=clipped[:, 0].float().mean().item(),
+            clip_high=clipped[:, 1].float().mean().item(),
             delta_logprob_mean=delta.mean().item(),
             delta_logprob_max=delta.max().item(),
-            loss=loss_sum,
+            loss=sum(losses),
             grad_norm=float(np.mean(norms)),
             lr=lr,
             tokens_per_s=round(sum(lengths_seen) / (now - began)),
@@ -323,29 +356,28 @@ def main(c: RLConfig) -> list[dict]:
         last = step + 1 == c.steps
         if (step + 1) % c.eval_every == 0 or last:
             row["score"] = evaluate(c.eval_temperature)
-            rows = [r.map(to_device) for r in pack(sequences, c.pack_length).split(c.micro_rows)]
+            rows = pack(sequences, c.pack_length)
             now_logprob, start_logprob = (
-                score_tokens(m, rows, len(sampled), c.temperature) for m in (model, reference)
+                score_tokens(m, rows, c.micro_rows, len(sampled), c.temperature) for m in (model, reference)
             )
             row["kl_to_start"] = kl_penalty(now_logprob, start_logprob, "k3").mean().item()
         metrics.log(**row)
         if (step + 1) % c.checkpoint_every == 0 and not last:
-            checkpoint.save_training(
-                out / "checkpoints" / f"step-{step + 1}", model, tokenizer, optimizer, state
-            )
+            save()
         bar.set_postfix_str(f"pass {row['pass_rate']:.2f}, signal {row['signal_share']:.2f}", refresh=False)
 
     # ---- 7. the end: the policy, and its curve ----
+    parallel.wait()
     if not (out / "curve.json").exists():
-        checkpoint.save_training(
-            out / "checkpoints" / f"step-{state['step']}", model, tokenizer, optimizer, state
-        )
+        save()
         rows = runs.read_metrics(metrics.path)
         curve = [{k: r[k] for k in ("step", "x", "score", "greedy") if k in r} for r in rows if "score" in r]
         if curve[-1]["x"] < state["x"]:  # ended between two evaluations
             curve.append({"step": state["step"], "x": state["x"], "score": evaluate(c.eval_temperature)})
         curve[-1]["greedy"] = evaluate(0.0)
-        runs.write_json(out / "curve.json", {"curve": curve})
+        if parallel.rank() == 0:
+            runs.write_json(out / "curve.json", {"curve": curve})
+        parallel.wait()
     return runs.read_json(out / "curve.json")["curve"]
 
 

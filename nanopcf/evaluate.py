@@ -8,6 +8,7 @@ completions are kept, a JSONL file a data file, and --resume goes on where it st
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import comb
 from pathlib import Path
@@ -72,6 +73,7 @@ def complete(
     max_new_tokens: int,
     slots: int = 256,
     seed: int = 0,
+    places: Sequence[int] | None = None,
     judge=rewards.verify,
 ) -> tuple[np.ndarray, list[str]]:
     """(correct [problems, samples] of 0/1, responses as text, problem by problem)."""
@@ -84,6 +86,7 @@ def complete(
         top_p=top_p,
         stop_ids=tokenizer.stop_ids,
         seed=seed,
+        places=places,
     )
     texts = [tokenizer.decode(c.tokens) for c in completions]
     correct = [judge(t, examples[c.prompt_index].answer) for t, c in zip(texts, completions, strict=True)]

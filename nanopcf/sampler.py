@@ -14,7 +14,7 @@ Left out: paged memory (a static cache plus refill is a fifth of the code), spec
 """
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,8 +33,8 @@ class Completion:
     finish_reason: str  # "stop" (an end token) or "length"
 
 
-def counter_uniforms(seed: int, rows: int, columns: int) -> np.ndarray:
-    """[rows, columns] float32 in [0, 1): entry (i, t) is a hash of (seed, i, t), by the splitmix64 finaliser."""
+def counter_uniforms(seed: int, rows: np.ndarray, columns: int) -> np.ndarray:
+    """[len(rows), columns] float32 in [0, 1): entry (i, t) is a hash of (seed, rows[i], t), by the splitmix64 finaliser."""
 
     def mix(z: np.ndarray) -> np.ndarray:
         z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -46,7 +46,7 @@ def counter_uniforms(seed: int, rows: int, columns: int) -> np.ndarray:
         key = mix(
             np.array([seed % 2**64], dtype=np.uint64) + step
         )  # mixed first, so seeds 1 and 2 share nothing
-        row = mix(key + step * np.arange(1, rows + 1, dtype=np.uint64))[:, None]
+        row = mix(key + step * (rows.astype(np.uint64) + np.uint64(1)))[:, None]
         bits = mix(row + step * np.arange(1, columns + 1, dtype=np.uint64))
     return (bits >> np.uint64(40)).astype(np.float32) * np.float32(2**-24)
 
@@ -105,11 +105,13 @@ class Sampler:
         top_p: float = 1.0,
         stop_ids: set[int] | list[int] = (),
         seed: int = 0,
+        places: Sequence[int] | None = None,
         progress: Callable[[int], object] | None = None,
         stream: Callable[[int, int], object] | None = None,
     ) -> list[Completion]:
         """n completions of each prompt, len(prompts) * n in order. Raises ValueError on a prompt that can't be continued.
 
+        `places`: which prompts of a larger batch these are (default: all), so that a part draws what the whole would have.
         progress(k) is called with the number of sequences that ended in a step, stream(i, token) with each token of
         sequence i as soon as it is drawn.
         """
@@ -131,7 +133,9 @@ class Sampler:
         total = len(prompts) * n
         slots = min(self.slots, total)
         length = min(self.max_length, longest + max_new_tokens)  # no cache beyond what can be written
-        uniforms = torch.from_numpy(counter_uniforms(seed, total, max_new_tokens)).to(device)
+        first = np.array(range(len(prompts)) if places is None else places, dtype=np.int64) * n
+        sequences = (first[:, None] + np.arange(n)).ravel()
+        uniforms = torch.from_numpy(counter_uniforms(seed, sequences, max_new_tokens)).to(device)
         stop = torch.tensor(sorted(stop_ids), device=device)
         budget = [min(max_new_tokens, self.max_length - len(p)) for p in prompts]  # new tokens that fit
         # what comes out, filled in place; read once at the end

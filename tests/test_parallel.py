@@ -65,6 +65,25 @@ def test_sft_on_two_processes_is_sft_on_one(model_dir, files, tmp_path):
     assert same_weights(tmp_path / "run1" / last, tmp_path / "run2" / last) < 1e-5
 
 
+def test_rl_on_two_processes_is_rl_on_one(model_dir, files, tmp_path):
+    """The same answers are drawn, the same groups kept, the same curve; also the KL, which needs every token's score."""
+    rl = ["train_rl.py", "--model", str(model_dir), "--train", files[0], "--val", files[1], "--algo", "grpo", "--steps", "3",
+          "--prompts", "5", "--update-prompts", "3", "--group", "4", "--eval-every", "3", "--micro-rows", "2",
+          "--pack-length", "64", "--threads", "1", "--max-new-tokens", "12", "--old-logprobs", "recomputed"]  # fmt: skip
+    for n in (1, 2):
+        done = script(*rl, "--out", str(tmp_path / f"run{n}"), processes=n)
+        assert done.returncode == 0, done.stderr
+    one, two = metrics(tmp_path / "run1"), metrics(tmp_path / "run2")
+    assert len(one) == len(two) == 4
+    for a, b in zip(one, two, strict=True):
+        for key in a.keys() - {"tokens_per_s", "generation_share", "peak_memory_mib"}:
+            assert a[key] == pytest.approx(b[key], rel=1e-4, abs=1e-6), key
+    assert json.loads((tmp_path / "run1" / "curve.json").read_text()) == json.loads(
+        (tmp_path / "run2" / "curve.json").read_text()
+    )
+    assert same_weights(*(tmp_path / f"run{n}" / "checkpoints" / "step-3" for n in (1, 2))) < 1e-5
+
+
 def test_bfloat16_steps_accumulate_in_float32():
     """A hundred steps too small for bfloat16 to see one by one move a weight as far as they move a float32 one."""
     torch.manual_seed(0)
