@@ -7,7 +7,9 @@ from dataclasses import replace
 import pytest
 
 import pipeline
-from nanopcf import report
+from nanopcf import config, report
+from nanopcf.data import read_examples, write_jsonl
+from nanopcf.tasks import make_examples
 
 TOY = pipeline.PipelineConfig(
     preset="tiny", corpus=400, base_steps=12, base_batch=16, pool=60, candidates=("uniform-20", "hard-20"), val=16,
@@ -46,6 +48,32 @@ def test_pipeline_end_to_end_and_its_cache(tmp_path, capfd):
     after = stamps(tmp_path / "run")
     assert [n for n in after if after[n] != before[n]] == ["rl"]
     assert changed["candidates"] == result["candidates"]
+
+
+def test_a_given_model_on_given_problems(tmp_path, model_dir):
+    """--data: no pretraining, the file cut into disjoint parts, the given model as base; the test file's problems left out."""
+    train, test = make_examples("digits", 90, 3), make_examples("digits", 12, 4)
+    write_jsonl(tmp_path / "train.jsonl", [*train, test[0]])
+    write_jsonl(tmp_path / "test.jsonl", test)
+    c = replace(TOY, model=str(model_dir), data=str(tmp_path / "train.jsonl"), test_data=str(tmp_path / "test.jsonl"),
+                out=str(tmp_path / "run"), candidates=("uniform-20",), max_new_tokens=16, pack_length=64)  # fmt: skip
+    result = pipeline.main(c)
+    assert [b["dataset"] for b in result["branches"]][0] == "base" and result["base"]["parameters"] == 16_064
+    parts = {n: read_examples(tmp_path / "run" / "data" / f"{n}.jsonl") for n in ("test", "val", "rl", "corpus")}
+    assert [e.prompt for e in parts["test"]] == [e.prompt for e in test]
+    prompts = [e.prompt for n in ("val", "rl", "corpus") for e in parts[n]]
+    assert sorted(prompts) == sorted({e.prompt for e in train} - {e.prompt for e in test})
+    with pytest.raises(ValueError, match="--val and --rl-prompts alone take 2000"):
+        pipeline.main(replace(c, out=str(tmp_path / "other"), val=1984))
+
+
+@pytest.mark.parametrize("preset", [p.stem for p in pipeline.PRESETS.glob("*.toml")])
+def test_presets_are_whole(preset, tmp_path):
+    """Every preset makes a valid config; those for real models say what they need."""
+    needs = {"smollm2": ["--model", "x"], "smoke": ["--model", "x"]}.get(preset, [])
+    real = ["--data", "a", "--test-data", "b"] if needs or preset.startswith("qwen") else []
+    c = config.parse(pipeline.PipelineConfig, "", ["--preset", preset, *needs, *real], presets=pipeline.PRESETS, preset="demo")
+    assert c.preset == preset and bool(c.data) == bool(real)
 
 
 def test_seed_changes_the_numbers(tmp_path):
