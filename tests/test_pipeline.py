@@ -58,8 +58,10 @@ def test_a_given_model_on_given_problems(tmp_path, model_dir):
     c = replace(TOY, model=str(model_dir), data=str(tmp_path / "train.jsonl"), test_data=str(tmp_path / "test.jsonl"),
                 out=str(tmp_path / "run"), candidates=("uniform-20",), max_new_tokens=16, pack_length=64)  # fmt: skip
     result = pipeline.main(c)
-    assert [b["dataset"] for b in result["branches"]][0] == "base" and result["base"]["parameters"] == 16_064
-    parts = {n: read_examples(tmp_path / "run" / "data" / f"{n}.jsonl") for n in ("test", "val", "rl", "corpus")}
+    assert result["branches"][0]["dataset"] == "base" and result["base"]["parameters"] == 16_064
+    parts = {
+        n: read_examples(tmp_path / "run" / "data" / f"{n}.jsonl") for n in ("test", "val", "rl", "corpus")
+    }
     assert [e.prompt for e in parts["test"]] == [e.prompt for e in test]
     prompts = [e.prompt for n in ("val", "rl", "corpus") for e in parts[n]]
     assert sorted(prompts) == sorted({e.prompt for e in train} - {e.prompt for e in test})
@@ -72,7 +74,13 @@ def test_presets_are_whole(preset, tmp_path):
     """Every preset makes a valid config; those for real models say what they need."""
     needs = {"smollm2": ["--model", "x"], "smoke": ["--model", "x"]}.get(preset, [])
     real = ["--data", "a", "--test-data", "b"] if needs or preset.startswith("qwen") else []
-    c = config.parse(pipeline.PipelineConfig, "", ["--preset", preset, *needs, *real], presets=pipeline.PRESETS, preset="demo")
+    c = config.parse(
+        pipeline.PipelineConfig,
+        "",
+        ["--preset", preset, *needs, *real],
+        presets=pipeline.PRESETS,
+        preset="demo",
+    )
     assert c.preset == preset and bool(c.data) == bool(real)
 
 

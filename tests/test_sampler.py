@@ -93,7 +93,9 @@ def test_uniforms_are_uniform_and_independent():
         np.corrcoef(u[:, :-1].ravel(), u[:, 1:].ravel()),
     ]
     assert max(abs(c[0, 1]) for c in correlation) < 0.02
-    assert np.array_equal(counter_uniforms(7, np.array([9, 3]), 50), u[[9, 3], :50])  # entry (i, t) whatever the table's size
+    assert np.array_equal(
+        counter_uniforms(7, np.array([9, 3]), 50), u[[9, 3], :50]
+    )  # entry (i, t) whatever the table's size
     assert not np.isin(counter_uniforms(8, np.arange(300), 200), u).mean() > 0.05
 
 
