@@ -1,15 +1,16 @@
-"""Reinforcement learning with verifiable rewards: GRPO and its relatives (the second stage of the paper).
+"""Reinforcement learning with verifiable rewards, with and without an expert's help (the second stage of the paper).
 
     python train_rl.py --model DIR --train F.jsonl --val F.jsonl --algo dapo_dc --out runs/rl
     python train_rl.py --list          what differs between the algorithms, as a table
 
-A step: 1. roll out G answers to each prompt; 2. verify them, normalise within the group; 3. update on the per-token
-objective. Everything an algorithm chooses stands in its row of `objectives.RECIPES`; the loop has no branch on names.
+A step: 1. roll out a group of answers to each prompt; 2. verify them, normalise within the group; 3. update on the
+per-token objective. Everything an algorithm chooses stands in its row of `objectives.RECIPES`; the loop has no branch on
+names. A group may hold an expert trajectory, or an answer that an expert began (`nanopcf/rollouts.py`).
 Sampled and scored distributions are the same one: the temperature divides the logits on both sides, and there is no
 top-p here. Packing, masks and the way to log-probs are those of SFT.
 
-Every `eval_every` steps the policy is scored on --val: the curve that `nanopcf.ceiling` fits. Compute is counted by
-Eqs. 24 and 25. With dynamic sampling the run ends by itself when no prompt gives a signal any more.
+Every `eval_every` steps, or every `eval_flops` of compute, the policy is scored on --val: the curve that `nanopcf.ceiling`
+fits. Compute is counted by Eqs. 23-29. With dynamic sampling the run ends by itself when no prompt gives a signal any more.
 
 On several GPUs: torchrun --nproc_per_node=N train_rl.py ... (`nanopcf/parallel.py`): each process rolls out its share of the
 prompts, all see all groups, each trains on its share of the rows. Left out: a value function, asynchronous rollouts.
@@ -28,11 +29,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 import kernels
-from nanopcf import checkpoint, config, flops, parallel, runs
+from nanopcf import checkpoint, config, parallel, runs
 from nanopcf.data import Format, Rows, Sequence, batch_indices, encode_prompts, pack, read_examples
 from nanopcf.evaluate import complete
 from nanopcf.objectives import (
     RECIPES,
+    Recipe,
     clip_stats,
     group_advantages,
     has_signal,
@@ -41,11 +43,12 @@ from nanopcf.objectives import (
     overlong_penalty,
     recipe_table,
     rl_loss,
-    token_weights,
+    token_terms,
+    with_choices,
 )
 from nanopcf.optim import Optimizer
-from nanopcf.rewards import verify
-from nanopcf.sampler import Completion, Sampler, slots_that_fit
+from nanopcf.rollouts import Group, Problem, roll_out, step_flops
+from nanopcf.sampler import Sampler, slots_that_fit
 from train_sft import learning_rate
 
 
@@ -56,7 +59,9 @@ class RLConfig:
     val: str  # JSONL with prompt and answer, for the curve
     out: str  # run folder
     algo: str = "dapo_dc"  # a row of the table that --list prints
+    set: tuple[str, ...] = ()  # choices of that row to change, FIELD=VALUE: gate=2 aggregation=constant
     steps: int = 100  # rollout batches
+    max_flops: float = 0.0  # end earlier, when so much compute is spent (0: don't)
     prompts: int = 32  # prompts a batch
     group: int = 8  # answers a prompt
     update_prompts: int = 32  # prompts an optimizer step; fewer than --prompts gives several a batch
@@ -72,6 +77,7 @@ class RLConfig:
     overlong_cache: int = 8  # soft overlong penalty: tokens before the limit where it starts
     old_logprobs: str = "sampler"  # sampler, or recomputed by the trainer before the update
     eval_every: int = 10  # batches between two points of the curve
+    eval_flops: float = 0.0  # compute between two points of the curve, instead of --eval-every (0: don't)
     eval_samples: int = 1  # answers a validation problem
     eval_temperature: float = 0.7  # of the curve, as in the paper
     checkpoint_every: int = 50  # batches between checkpoints
@@ -96,8 +102,10 @@ class RLConfig:
         ).split():
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
-        if self.slots < 0 or self.threads < 0:
-            raise ValueError("--slots and --threads can't be negative")
+        if min(self.slots, self.threads, self.max_flops, self.eval_flops) < 0:
+            raise ValueError("--slots, --threads, --max-flops and --eval-flops can't be negative")
+        if self.recipe.expert in ("beside", "prefix") and self.group < 2:
+            raise ValueError(f"--group must be at least 2 with {self.algo}: the expert takes one place")
         if self.temperature <= 0:
             raise ValueError("--temperature must be above 0: a greedy rollout has nothing to learn from")
         if self.old_logprobs not in ("sampler", "recomputed"):
@@ -105,34 +113,30 @@ class RLConfig:
         if self.lr <= 0 or self.clip <= 0:
             raise ValueError("--lr and --clip must be above 0")
 
-
-@dataclass
-class Group:
-    """The G answers to one prompt."""
-
-    prompt: list[int]
-    answers: list[Completion]
-    correct: Tensor  # [G] of 0/1
+    @property
+    def recipe(self) -> Recipe:
+        return with_choices(RECIPES[self.algo], self.set)
 
 
 @torch.no_grad()
 def score_tokens(
     model: torch.nn.Module, rows: Rows, micro_rows: int, count: int, temperature: float
-) -> Tensor:
-    """Log-probs of all `count` trained tokens of packed rows, in their flat order: [count] float32, on the CPU.
+) -> tuple[Tensor, Tensor]:
+    """Log-probs and entropies at all `count` trained tokens of packed rows, in their flat order: [count] float32, CPU.
 
     Each process scores its share of the rows.
     """
     device = model.head_weight.device
-    logprobs = torch.zeros(count, device=device)
+    found = torch.zeros(2, count, device=device)
     for part in rows.map(lambda t: parallel.share(t).to(device)).split(micro_rows):
         hidden = model(part.tokens, positions=part.positions, documents=part.documents)
         hidden, targets = hidden[part.trained], part.targets[part.trained]
-        logprobs[part.index[part.trained]] = kernels.linear_logprob(
-            hidden, model.head_weight, targets, temperature=temperature
+        scores = kernels.linear_logprob(
+            hidden, model.head_weight, targets, temperature=temperature, entropy=True
         )
-    parallel.total([logprobs])
-    return logprobs.cpu()
+        found[:, part.index[part.trained]] = torch.stack(scores)
+    parallel.total([found])
+    return tuple(found.cpu())
 
 
 def together(parts: list[Tensor]) -> Tensor:
@@ -141,35 +145,37 @@ def together(parts: list[Tensor]) -> Tensor:
     return torch.cat([t for part in parallel.gathered([own]) for t in part])
 
 
+def mean(values: Tensor) -> float | None:
+    return values.float().mean().item() if len(values) else None
+
+
 def main(c: RLConfig) -> list[dict]:
     """Train; return the curve as dicts of step, x (FLOPs), score, greedy."""
     # ---- 1. setup ----
     device = parallel.start(runs.choose_device(c.device))
     to_device = lambda t: t.to(device)  # noqa: E731
-    recipe = RECIPES[c.algo]
+    recipe = c.recipe
     dtype = runs.choose_dtype(c.dtype, device)
     model, tokenizer = checkpoint.load(c.model, device, dtype)
     threads = runs.set_threads(c.threads, model.parameter_count())
     room = model.config.max_length - c.max_new_tokens  # for prompts
     form = Format(c.chat, c.template)
+    asked = ("prompt", "answer")
+    taught = asked if recipe.expert == "none" else (*asked, "trajectory")
     (train, prompt_ids), (val, val_ids) = (
-        encode_prompts(
-            read_examples(file, need=("prompt", "answer")),
-            tokenizer,
-            room,
-            file,
-            format=form,
-            drop=c.drop_long,
-        )
-        for file in (c.train, c.val)
+        encode_prompts(read_examples(file, need=need), tokenizer, room, file, format=form, drop=c.drop_long)
+        for file, need in ((c.train, taught), (c.val, asked))
     )
+    # an expert longer than the limit is cut there, and then has no end token
+    experts = [tokenizer.encode_answer(e.trajectory)[: c.max_new_tokens] for e in train]
+    problems = [Problem(ids, e.answer, x) for ids, e, x in zip(prompt_ids, train, experts, strict=True)]
     out = runs.open_run(c.out, c, c.resume, free=("device", "threads"))
     reference = copy.deepcopy(model)  # where RL started: for the KL term and the KL metric
     optimizer = Optimizer(model, c.weight_decay)
     longest = max(map(len, prompt_ids + val_ids)) + c.max_new_tokens
     slots = c.slots or slots_that_fit(model, longest)
     sampler = Sampler(model, slots=slots, max_length=model.config.max_length)
-    # drawn: rounds of prompts; x: FLOPs spent; ended: no signal is left
+    # drawn: rounds of prompts; x: FLOPs spent; ended: by compute or for want of a signal
     state = {"step": 0, "updates": 0, "drawn": 0, "x": 0.0, "ended": False}
     saved = runs.checkpoints(out)
     if saved:
@@ -197,25 +203,23 @@ def main(c: RLConfig) -> list[dict]:
         )
         return parallel.summed(float(correct.sum())) / (len(val) * c.eval_samples)
 
-    def roll_out(round_: int, prompts: int) -> list[Group]:
-        """Round `round_` of generation: what it draws depends on (seed, round_) alone. Each process does its share."""
+    def draw_groups(round_: int, prompts: int, progress: float) -> list[Group]:
+        """Round `round_` of rollouts; each process does its share."""
         drawn = batch_indices(len(train), prompts, round_, c.seed)
         own = parallel.share(range(len(drawn)))
-        answers = sampler.generate(
-            [prompt_ids[drawn[j]] for j in own],
-            n=c.group,
+        groups = roll_out(
+            sampler,
+            recipe,
+            [problems[drawn[j]] for j in own],
+            places=own,
+            group=c.group,
+            decode=tokenizer.decode,
             max_new_tokens=c.max_new_tokens,
             temperature=c.temperature,
             stop_ids=tokenizer.stop_ids,
-            seed=hash((c.seed, round_)),
-            places=own,
+            seed=(c.seed, round_),
+            progress=progress,
         )
-        groups = []
-        for k, j in enumerate(own):
-            mine = answers[k * c.group : (k + 1) * c.group]
-            answer = train[drawn[j]].answer
-            correct = torch.tensor([verify(tokenizer.decode(a.tokens), answer) for a in mine])
-            groups.append(Group(prompt_ids[drawn[j]], mine, correct))
         return parallel.gathered(groups)
 
     def save() -> None:
@@ -239,66 +243,82 @@ def main(c: RLConfig) -> list[dict]:
     for step in bar:
         began = time.perf_counter()
         # ---- 3. rollouts (dynamic sampling: rounds, until enough groups have a signal) ----
+        progress = state["x"] / c.max_flops if c.max_flops else step / c.steps
         groups: list[Group] = []
         seen: list[Group] = []
         for _ in range(c.max_rounds if recipe.dynamic_sampling else 1):
-            fresh = roll_out(state["drawn"], c.round_prompts if recipe.dynamic_sampling else c.prompts)
+            prompts = c.round_prompts if recipe.dynamic_sampling else c.prompts
+            fresh = draw_groups(state["drawn"], prompts, progress)
             state["drawn"] += 1
             seen += fresh
-            groups += [g for g in fresh if not recipe.dynamic_sampling or has_signal(g.correct[None])[0]]
+            groups += [g for g in fresh if not recipe.dynamic_sampling or has_signal(g.rewards[None])[0]]
             if len(groups) >= c.prompts:
                 break
         groups = groups[: c.prompts]  # the surplus is dropped, as in DAPO
         generated = time.perf_counter()
 
-        lengths_seen = [len(g.prompt) + len(a.tokens) for g in seen for a in g.answers]
-        state["x"] += flops.rl_step(
-            model.config, len(seen), c.group, float(np.mean(lengths_seen)), train_prompts=len(groups)
-        )
+        x_before = state["x"]
+        state["x"] += step_flops(model.config, recipe, seen, groups)
         if not groups:
             runs.announce(
                 f"{out.name}: no prompt gave a signal in {c.max_rounds} rounds; RL ends at step {step}"
             )
+            state["ended"] = True
             break
 
-        # ---- 4. rewards and advantages ----
-        answers = [a for g in groups for a in g.answers]
-        sequences = [Sequence(g.prompt + a.tokens, len(g.prompt)) for g in groups for a in g.answers]
-        lengths = torch.tensor([len(a.tokens) for a in answers])
-        truncated = torch.tensor([a.finish_reason == "length" for a in answers])
-        sampled = torch.tensor([lp for a in answers for lp in a.logprobs])  # flat, (N,)
+        # ---- 4. rewards and advantages: a number a sequence (B of them), or a token (N) ----
+        rollouts = [r for g in groups for r in g.rollouts]
+        sequences = [Sequence(g.prompt + r.tokens, len(g.prompt)) for g in groups for r in g.rollouts]
+        lengths = torch.tensor([len(r.tokens) for r in rollouts])
+        truncated = torch.tensor([r.truncated for r in rollouts])
+        correct = torch.tensor([r.correct for r in rollouts])
+        sampled = torch.tensor([lp for r in rollouts for lp in r.logprobs])
+        expert = torch.tensor([t < r.expert for r in rollouts for t in range(len(r.tokens))])
         old, ref = sampled, None
-        if c.old_logprobs == "recomputed" or recipe.kl_coef:
-            rows = pack(sequences, c.pack_length)
-            if c.old_logprobs == "recomputed":
-                old = score_tokens(model, rows, c.micro_rows, len(sampled), c.temperature)
-            if recipe.kl_coef:
-                ref = score_tokens(reference, rows, c.micro_rows, len(sampled), c.temperature)
-        rewards = torch.stack([g.correct for g in groups])  # (P, G)
+        rows = pack(sequences, c.pack_length)
+        if c.old_logprobs == "recomputed" or recipe.needs_old:
+            old, _ = score_tokens(model, rows, c.micro_rows, len(sampled), c.temperature)
+            if recipe.expert != "prefix":
+                old = torch.where(expert, sampled, old)
+        if recipe.kl_coef:
+            ref, _ = score_tokens(reference, rows, c.micro_rows, len(sampled), c.temperature)
+        rewards = correct.clone()
         if recipe.overlong == "soft":
-            rewards = rewards + overlong_penalty(lengths, c.max_new_tokens, c.overlong_cache).view_as(rewards)
+            rewards += overlong_penalty(lengths, c.max_new_tokens, c.overlong_cache)
         if recipe.kl_coef and recipe.kl_place == "reward":
-            rewards = rewards - recipe.kl_coef * kl_in_reward(old, ref, lengths).view_as(rewards)
-        advantages = group_advantages(rewards, recipe.advantage).flatten()  # (P * G,)
+            rewards -= recipe.kl_coef * kl_in_reward(torch.where(expert, ref, old), ref, lengths)
+        sizes = [len(g.rollouts) for g in groups]
+        advantages = torch.cat([group_advantages(r[None], recipe.advantage)[0] for r in rewards.split(sizes)])
         trained_lengths = lengths.masked_fill(truncated, 0) if recipe.overlong == "filter" else lengths
 
         # ---- 5. update ----
-        per_update = c.update_prompts * c.group  # sequences an optimizer step
-        starts = [0, *lengths.cumsum(0).tolist()]  # of each sequence in the flat vectors
+        first_of = [0, *np.cumsum(sizes)]  # sequence of each group, token of each sequence
+        token_of = [0, *lengths.cumsum(0).tolist()]
         losses, norms = [], []
         entropies, deltas, clipped = [], [], []  # of this process's tokens
-        for first in range(0, len(sequences), per_update):
-            part = slice(first, first + per_update)
-            flat = slice(starts[first], starts[min(first + per_update, len(sequences))])
-            per_token = partial(torch.repeat_interleave, repeats=lengths[part])
-            weights = token_weights(trained_lengths[part], recipe.aggregation, c.max_new_tokens)
-            extras = [old[flat], per_token(advantages[part]), per_token(weights)]
-            if recipe.kl_coef and recipe.kl_place == "loss":
-                extras.append(ref[flat])
+        for first in range(0, len(groups), c.update_prompts):
+            part = slice(first_of[first], first_of[min(first + c.update_prompts, len(groups))])
+            flat = slice(token_of[part.start], token_of[part.stop])
+            packed = pack(sequences[part], c.pack_length)
+            current = None
+            if recipe.needs_current:
+                current = score_tokens(model, packed, c.micro_rows, flat.stop - flat.start, c.temperature)
+            terms = token_terms(
+                recipe,
+                advantages=advantages[part],
+                correct=correct[part],
+                lengths=lengths[part],
+                trained_lengths=trained_lengths[part],
+                expert=expert[flat],
+                sampled=sampled[flat],
+                old=old[flat],
+                current=current,
+                max_length=c.max_new_tokens,
+            )
+            extras = [*terms] + ([ref[flat]] if recipe.kl_coef and recipe.kl_place == "loss" else [])
             extras = [to_device(e) for e in extras]
             loss_sum = 0.0
-            packed = pack(sequences[part], c.pack_length).map(lambda t: parallel.share(t).to(device))
-            for rows in packed.split(c.micro_rows):
+            for rows in packed.map(lambda t: parallel.share(t).to(device)).split(c.micro_rows):
                 at = rows.index[rows.trained]
                 hidden = model(rows.tokens, positions=rows.positions, documents=rows.documents)
                 loss, stats = kernels.linear_token_loss(
@@ -312,12 +332,13 @@ def main(c: RLConfig) -> list[dict]:
                 loss.backward()
                 loss_sum += loss.item()
                 entropies.append(stats["entropy"])
-                low, high = clip_stats(
+                own = ~extras[4][at]
+                pair = clip_stats(
                     stats["logprob"], extras[0][at], extras[1][at], recipe.clip_low, recipe.clip_high
                 )
-                clipped.append(torch.stack([low, high], dim=1))
+                clipped.append(torch.stack(pair, dim=1)[own])
                 if first == 0:  # still the weights that sampled: sampler and trainer should agree
-                    deltas.append((stats["logprob"] - to_device(sampled[flat])[at]).abs())
+                    deltas.append((stats["logprob"] - to_device(sampled[flat])[at])[own].abs())
             losses.append(parallel.summed(loss_sum))
             if not math.isfinite(losses[-1]):
                 raise ValueError(f"step {step + 1}: the loss is {losses[-1]}; try a lower --lr")
@@ -330,41 +351,52 @@ def main(c: RLConfig) -> list[dict]:
 
         # ---- 6. log, evaluate, save ----
         now = time.perf_counter()
-        all_correct = torch.stack([g.correct for g in seen])  # (drawn, G)
+        tried = [torch.tensor([r.correct for r in g.tried]) for g in seen]
+        generated_tokens = sum(len(g.prompt) + len(r.tokens) for g in seen for r in (g.tried or g.rollouts))
         entropy, delta, clipped = (together(part) for part in (entropies, deltas, clipped))
         row = dict(
             step=step + 1,
             x=state["x"],
-            pass_rate=all_correct.mean().item(),
-            reward=rewards.mean().item(),
-            signal_share=has_signal(all_correct).float().mean().item(),
+            pass_rate=mean(torch.cat(tried)),
+            reward=mean(rewards),
+            signal_share=float(np.mean([has_signal(g.rewards[None]).item() for g in seen])),
             rounds=len(seen) / (c.round_prompts if recipe.dynamic_sampling else c.prompts),
-            length=lengths.float().mean().item(),
-            truncated_share=truncated.float().mean().item(),
-            entropy=entropy.mean().item(),
-            clip_low=clipped[:, 0].float().mean().item(),
-            clip_high=clipped[:, 1].float().mean().item(),
-            delta_logprob_mean=delta.mean().item(),
-            delta_logprob_max=delta.max().item(),
+            length=mean(lengths),
+            truncated_share=mean(truncated),
+            expert_share=mean(expert),
+            entropy=mean(entropy),
+            clip_low=mean(clipped[:, 0]),
+            clip_high=mean(clipped[:, 1]),
+            delta_logprob_mean=mean(delta),
+            delta_logprob_max=delta.max().item() if len(delta) else None,
             loss=sum(losses),
             grad_norm=float(np.mean(norms)),
             lr=lr,
-            tokens_per_s=round(sum(lengths_seen) / (now - began)),
+            tokens_per_s=round(generated_tokens / (now - began)),
             generation_share=(generated - began) / (now - began),
             peak_memory_mib=torch.cuda.max_memory_allocated() / 2**20 if device.type == "cuda" else None,
         )
-        last = step + 1 == c.steps
-        if (step + 1) % c.eval_every == 0 or last:
+        spent = 0 < c.max_flops <= state["x"]
+        state["ended"] = spent
+        last = spent or step + 1 == c.steps
+        due = (step + 1) % c.eval_every == 0
+        if c.eval_flops:
+            due = state["x"] // c.eval_flops > x_before // c.eval_flops
+        if due or last:
             row["score"] = evaluate(c.eval_temperature)
             rows = pack(sequences, c.pack_length)
-            now_logprob, start_logprob = (
+            (now_logprob, _), (start_logprob, _) = (
                 score_tokens(m, rows, c.micro_rows, len(sampled), c.temperature) for m in (model, reference)
             )
-            row["kl_to_start"] = kl_penalty(now_logprob, start_logprob, "k3").mean().item()
+            row["kl_to_start"] = mean(kl_penalty(now_logprob, start_logprob, "k3"))
         metrics.log(**row)
-        if (step + 1) % c.checkpoint_every == 0 and not last:
+        if last:
+            break
+        if (step + 1) % c.checkpoint_every == 0:
             save()
-        bar.set_postfix_str(f"pass {row['pass_rate']:.2f}, signal {row['signal_share']:.2f}", refresh=False)
+        shown = f"signal {row['signal_share']:.2f}"
+        shown = shown if row["pass_rate"] is None else f"pass {row['pass_rate']:.2f}, {shown}"
+        bar.set_postfix_str(shown, refresh=False)
 
     # ---- 7. the end: the policy, and its curve ----
     parallel.wait()
@@ -391,5 +423,8 @@ def print_curve(curve: list[dict]) -> None:
 if __name__ == "__main__":
     if "--list" in sys.argv[1:]:
         print(recipe_table())
+        print("\nchoices, for --set:")
+        for name, comment in config.field_help(Recipe).items():
+            print(f"  {name:<18}{comment}")
     else:
         config.run_cli(lambda: print_curve(main(config.parse(RLConfig, __doc__.split("\n\n")[0]))))

@@ -100,7 +100,7 @@ class Sampler:
         prompts: list[list[int]],
         *,
         n: int = 1,
-        max_new_tokens: int,
+        max_new_tokens: int | Sequence[int],
         temperature: float = 1.0,
         top_p: float = 1.0,
         stop_ids: set[int] | list[int] = (),
@@ -111,15 +111,13 @@ class Sampler:
     ) -> list[Completion]:
         """n completions of each prompt, len(prompts) * n in order. Raises ValueError on a prompt that can't be continued.
 
-        `places`: which prompts of a larger batch these are (default: all), so that a part draws what the whole would have.
+        `max_new_tokens`: for all, or one a prompt. `places`: which prompts of a larger batch these are (default: all), so that a part draws what the whole would have.
         progress(k) is called with the number of sequences that ended in a step, stream(i, token) with each token of
         sequence i as soon as it is drawn.
         """
-        longest = max((len(p) for p in prompts), default=0)
-        if n < 1 or max_new_tokens < 1:
-            raise ValueError(
-                f"sampler: n and max_new_tokens must be at least 1, got {n} and {max_new_tokens}"
-            )
+        limits = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else list(max_new_tokens)
+        if n < 1 or min(limits, default=1) < 1:
+            raise ValueError(f"sampler: n and max_new_tokens must be at least 1, got {n} and {min(limits)}")
         if not 0 < top_p <= 1 or temperature < 0:
             raise ValueError(
                 f"sampler: need 0 < top_p <= 1 and temperature >= 0, got {top_p} and {temperature}"
@@ -132,15 +130,17 @@ class Sampler:
         model, device = self.model, self.model.head_weight.device
         total = len(prompts) * n
         slots = min(self.slots, total)
-        length = min(self.max_length, longest + max_new_tokens)  # no cache beyond what can be written
+        budget = [min(k, self.max_length - len(p)) for p, k in zip(prompts, limits, strict=True)]
+        longest_answer = max(budget, default=0)
+        # no cache beyond what can be written
+        length = max((len(p) + k for p, k in zip(prompts, budget, strict=True)), default=1)
         first = np.array(range(len(prompts)) if places is None else places, dtype=np.int64) * n
         sequences = (first[:, None] + np.arange(n)).ravel()
-        uniforms = torch.from_numpy(counter_uniforms(seed, sequences, max_new_tokens)).to(device)
+        uniforms = torch.from_numpy(counter_uniforms(seed, sequences, longest_answer)).to(device)
         stop = torch.tensor(sorted(stop_ids), device=device)
-        budget = [min(max_new_tokens, self.max_length - len(p)) for p in prompts]  # new tokens that fit
         # what comes out, filled in place; read once at the end
-        out_tokens = torch.zeros(total, max_new_tokens, dtype=torch.long, device=device)
-        out_logprobs = torch.zeros(total, max_new_tokens, device=device)
+        out_tokens = torch.zeros(total, longest_answer, dtype=torch.long, device=device)
+        out_logprobs = torch.zeros(total, longest_answer, device=device)
         out_length, out_stopped = [0] * total, [False] * total
 
         cache = KVCache(model.config, slots, length, device, model.head_weight.dtype)

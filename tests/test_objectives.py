@@ -1,21 +1,31 @@
 """The algorithms' maths against worked numbers (6 digits), central differences and brute force."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from nanopcf.objectives import (
+    NO_CLIP,
     RECIPES,
     Recipe,
+    Terms,
+    capped_weight_loss,
     clip_stats,
     clipped_ratio_loss,
     group_advantages,
     has_signal,
+    highest,
     kl_in_reward,
     kl_penalty,
     overlong_penalty,
+    prefix_share,
     recipe_table,
     rl_loss,
+    shaped_loss,
+    token_terms,
     token_weights,
+    with_choices,
 )
 
 
@@ -113,36 +123,71 @@ def test_kl_in_reward_sums_over_each_answer():
     close(kl_in_reward(old, ref, torch.tensor([2, 1])), [0.5, -0.4])
 
 
+def batch_terms(recipe: Recipe, expert: tuple[int, ...] = (0, 0, 3), **changed) -> Terms:
+    """Three sequences of 2, 2 and 3 tokens; the last one's first `expert[2]` tokens are the expert's, and so on."""
+    lengths = torch.tensor([2, 2, 3])
+    given = dict(
+        advantages=torch.tensor([0.6, -0.4, 0.9]),
+        correct=torch.tensor([1.0, 0.0, 1.0]),
+        lengths=lengths,
+        trained_lengths=lengths,
+        expert=torch.tensor([t < k for k, n in zip(expert, lengths.tolist(), strict=True) for t in range(n)]),
+        sampled=torch.tensor([-0.5, -1.0, -0.2, -2.0, 0.0, 0.0, 0.0]),
+        old=torch.tensor([-0.4, -1.1, -0.2, -2.2, 0.0, 0.0, 0.0]),
+        current=(
+            torch.tensor([-0.45, -0.9, -0.25, -1.9, -0.6, -1.2, -0.1]),
+            torch.tensor([0.3, 0.7, 0.4, 0.6, 0.2, 0.8, 0.5]),
+        ),
+        max_length=4,
+    )
+    return token_terms(recipe, **(given | changed))
+
+
 @pytest.mark.parametrize("name", RECIPES)
 def test_gradient_of_a_two_token_policy_by_central_differences(name):
-    """rl_loss of every recipe on logits z of a two-word policy, off-policy by a little, against finite differences."""
-    recipe = RECIPES[name]
-    z = torch.tensor([[0.3, -0.2], [1.0, 0.5], [-0.4, 0.1]], dtype=torch.float64)
-    y = torch.tensor([0, 1, 1])
-    old = z.log_softmax(-1).gather(1, y[:, None])[:, 0] + torch.tensor([0.05, -0.04, 0.3])
-    A, w = torch.tensor([1.0, -0.5, -1.0]), torch.tensor([0.3, 0.3, 0.4])
+    """rl_loss of every recipe on logits of a two-word policy, off-policy by a little, against finite differences.
 
-    def loss(z):
-        logp = z.log_softmax(-1)
-        return rl_loss(
-            logp.gather(1, y[:, None])[:, 0], None, -(logp.exp() * logp).sum(-1), old, A, w, recipe=recipe
-        )
+    What the formulas detach (weights by entropy, GSPO's shift, CISPO's cap) stays fixed in the difference too.
+    """
+    recipe = RECIPES[name]
+    z = torch.tensor(
+        [[0.3, -0.2], [1.0, 0.5], [-0.4, 0.1], [0.2, 0.9], [0.0, 0.3], [1.5, -1.0], [0.1, 0.2]],
+        dtype=torch.float64,
+    )
+    y = torch.tensor([0, 1, 1, 0, 1, 0, 1])
+    logprob = lambda z: z.log_softmax(-1).gather(1, y[:, None])[:, 0]  # noqa: E731
+    here = logprob(z).float()
+    nudge = torch.tensor([0.05, -0.04, 0.3, -0.02, 0.0, 0.0, 0.0])
+    mine = (0, 0, 3) if recipe.expert != "none" else (0, 0, 0)
+    old = here + nudge
+    if recipe.expert != "prefix" and recipe.expert != "none":
+        old[4:] = 0.0
+    entropy = lambda z: -(z.log_softmax(-1).exp() * z.log_softmax(-1)).sum(-1)  # noqa: E731
+    terms = batch_terms(recipe, mine, old=old, current=(here, entropy(z).float()))
+
+    def loss(z, frozen=None):
+        if recipe.policy_loss == "capped":  # its weight is detached: -w A logprob with w held still
+            w = torch.exp(here.double() - terms.old_logprob).clamp(max=recipe.ratio_cap)
+            if frozen:
+                return -(terms.weight * w * terms.advantage * logprob(z)).sum()
+        return rl_loss(logprob(z), None, entropy(z), *terms, recipe=recipe)
 
     leaf = z.clone().requires_grad_()
     loss(leaf).backward()
-    for i in range(3):
+    assert leaf.grad.any()
+    for i in range(7):
         for j in range(2):
             step = torch.zeros_like(z)
             step[i, j] = 1e-6
-            slope = (loss(z + step) - loss(z - step)) / 2e-6
-            assert abs(leaf.grad[i, j] - slope) < 1e-7
+            slope = (loss(z + step, True) - loss(z - step, True)) / 2e-6
+            assert abs(leaf.grad[i, j] - slope) < 1e-6, (i, j)
 
 
 def test_the_kl_term_and_the_entropy_bonus_have_their_signs():
     """A policy above its reference pays; a more uniform one is paid."""
     one, zero = torch.ones(1), torch.zeros(1)
     lp = torch.tensor([-1.0])
-    common = (lp, None, torch.tensor([0.6]), lp, zero, one)
+    common = (lp, None, torch.tensor([0.6]), lp, zero, one, zero, zero.bool())
     assert rl_loss(
         *common, torch.tensor([-2.0]), recipe=Recipe(kl_coef=0.1, kl_estimator="k1")
     ) == pytest.approx(0.1)
@@ -153,3 +198,148 @@ def test_table_names_every_algorithm_and_choice():
     table = recipe_table()
     for word in (*RECIPES, "clip_high", "0.28", "constant", "dynamic_sampling", "overlong none"):
         assert word in table
+
+
+# ---- the paradigms with experts, and the other relatives of GRPO ----
+
+
+def test_rloo_advantages():
+    close(
+        group_advantages(torch.tensor([[1.0, 0, 0, 1]]), "rloo"), [[0.666667, -0.666667, -0.666667, 0.666667]]
+    )
+    close(group_advantages(torch.tensor([[1.0] + [0.0] * 7]), "rloo"), [[1.0] + [-0.142857] * 7])
+    brute = torch.rand(1, 5)
+    others = [(brute.sum() - r) / 4 for r in brute[0]]
+    close(group_advantages(brute, "rloo")[0], (brute[0] - torch.stack(others)).tolist())
+
+
+def test_the_expert_stands_in_the_group_of_luffy():
+    """[1, 0 x 6] and an expert that is right: one mean over the eight."""
+    close(
+        group_advantages(torch.tensor([[1.0] + [0.0] * 6 + [1.0]]), "center"), [[0.75] + [-0.25] * 6 + [0.75]]
+    )
+    close(group_advantages(torch.tensor([[0.0] * 7 + [1.0]]), "center"), [[-0.125] * 7 + [0.875]])
+    assert not group_advantages(torch.ones(1, 8), "center").any()  # solved: no pull to the expert
+
+
+@pytest.mark.parametrize(
+    ("p", "f", "slope"),
+    [(0.01, 0.090909, 0.082645), (0.1, 0.5, 0.25), (0.5, 0.833333, 0.138889), (1.0, 0.909091, 0.082645)],
+)
+def test_shaping_and_its_slope(p, f, slope):
+    logprob = torch.tensor([p], dtype=torch.float64).log().requires_grad_()
+    loss = shaped_loss(logprob, torch.ones(1), 0.1)
+    loss.backward()
+    assert loss.item() == pytest.approx(-f, abs=1e-6) and logprob.grad.item() == pytest.approx(
+        -slope, abs=1e-6
+    )
+
+
+def test_cispo_caps_the_weight_and_keeps_the_gradient():
+    ratios = torch.tensor([1.105171, 0.7, 3.0, 9.0])
+    logprob = ratios.log().requires_grad_()
+    capped_weight_loss(logprob, torch.zeros(4), torch.ones(4), 5.0).sum().backward()
+    close(-logprob.grad, [1.105171, 0.7, 3.0, 5.0])
+
+
+def test_gspo_has_one_ratio_a_sequence_and_one_clip():
+    """Log-ratios [.1, -.2, .3]: s = exp(.066667) at all three; each token's slope is -A s / T, none once clipped."""
+    logprob = torch.tensor([-1.0, -1.0, -1.0])
+    old, three = logprob - torch.tensor([0.1, -0.2, 0.3]), torch.tensor([3])
+    for clip, slope in ((0.2, -1.068939 / 3), (4e-4, 0.0)):
+        recipe = replace(RECIPES["gspo"], clip_high=clip)
+        terms = token_terms(
+            recipe, advantages=torch.ones(1), correct=torch.ones(1), lengths=three, trained_lengths=three,
+            expert=torch.zeros(3).bool(), sampled=old, old=old, current=(logprob, torch.zeros(3)), max_length=8,
+        )  # fmt: skip
+        leaf = logprob.clone().requires_grad_()
+        rl_loss(leaf, None, None, *terms, recipe=recipe).backward()
+        close(leaf.grad, [slope] * 3)
+
+
+def test_the_sampler_correction_is_capped_and_leaves_experts_alone():
+    old, sampled = torch.tensor([-0.5, 0.0, 0.5, 1.0]), torch.zeros(4)
+    four = torch.tensor([4])
+    given = dict(advantages=torch.ones(1), correct=torch.ones(1), lengths=four, trained_lengths=four, sampled=sampled,
+                 old=old, current=None, max_length=4)  # fmt: skip
+    terms = token_terms(RECIPES["tis"], expert=torch.zeros(4).bool(), **given)
+    close(terms.advantage, [0.606531, 1.0, 1.648721, 2.0])
+    mixed = replace(RECIPES["luffy"], sampler_cap=2.0)
+    close(token_terms(mixed, expert=torch.ones(4).bool(), **given).advantage, [1.0] * 4)
+
+
+def test_srft_weights():
+    """Right l = [-.1, -.2] with H = .5, wrong l = [-.3], over 8: -.031317. The expert's weight: .5 exp(-H) over its tokens."""
+    lengths = torch.tensor([2, 1, 2])
+    expert = torch.tensor([False, False, False, True, True])
+    entropy = torch.tensor([0.4, 0.6, 0.9, 0.05, 0.15])
+    recipe = replace(RECIPES["srft"], aggregation="constant", entropy_coef=0.0)
+    terms = token_terms(
+        recipe, advantages=torch.tensor([0.3, -0.6, 0.3]), correct=torch.tensor([1.0, 0, 1]), lengths=lengths,
+        trained_lengths=lengths, expert=expert, sampled=torch.zeros(5), old=torch.zeros(5),
+        current=(torch.zeros(5), entropy), max_length=8,
+    )  # fmt: skip
+    close(terms.likelihood * 24, [0.164872, 0.164872, -1.0, 24 * 0.452419 / 2, 24 * 0.452419 / 2], atol=2e-5)
+    logprob = torch.tensor([-0.1, -0.2, -0.3, -0.7, -1.1])
+    own = rl_loss(logprob[:3], None, None, *(t[:3] for t in terms), recipe=recipe)
+    assert own.item() * 3 == pytest.approx(-0.031317, abs=2e-6)  # constant: 3 sequences of 8
+    p = logprob[3:].exp()
+    pull = rl_loss(logprob[3:], None, None, *(t[3:] for t in terms), recipe=recipe)
+    want = -(0.3 * p / (p + 0.1)).sum() / 24 + 0.452419 / 2 * 1.8
+    assert pull.item() == pytest.approx(want.item(), abs=1e-6)
+
+
+def test_prefix_tokens_of_high_entropy_alone_have_an_advantage():
+    entropy = torch.tensor([0.9, 0.1, 0.5, 0.3, 0.7, 0.05, 0.2, 1.2, 0.4, 0.6])
+    assert highest(entropy, torch.ones(10).bool(), 0.2).nonzero().squeeze(-1).tolist() == [0, 7]
+    assert not highest(entropy, torch.zeros(10).bool(), 0.2).any()
+    terms = batch_terms(replace(RECIPES["prefix_rft"], prefix_kept=0.5), (0, 0, 2))
+    close(
+        terms.advantage, [0.6, 0.6, -0.4, -0.4, 0.0, 0.9, 0.9]
+    )  # two of the expert's: one is kept; one of the policy's
+    close(terms.weight, [1 / 7] * 7)  # the idle one counts
+
+
+def test_prefix_share_falls_along_the_run():
+    for t, low in ((0, 0.95), (0.25, 0.818198), (0.5, 0.5), (0.75, 0.181802), (1, 0.05)):
+        assert prefix_share(t, 0.0) == pytest.approx(low, abs=1e-6) and prefix_share(t, 1.0) == pytest.approx(
+            0.95
+        )
+    assert prefix_share(0.5, 0.3) == pytest.approx(0.635)
+
+
+def same_loss(a: str | Recipe, b: str | Recipe, expert: tuple[int, ...] = (0, 0, 0), **changed) -> None:
+    """Loss and gradient of two recipes agree on the same sequences."""
+    results = []
+    for recipe in (RECIPES.get(r, r) if isinstance(r, str) else r for r in (a, b)):
+        recipe = replace(recipe, **changed)
+        leaf = torch.tensor([-0.45, -0.9, -0.25, -1.9, -0.6, -1.2, -0.1], requires_grad=True)
+        loss = rl_loss(leaf, None, torch.zeros(7), *batch_terms(recipe, expert), recipe=recipe)
+        results.append((loss.item(), torch.autograd.grad(loss, leaf)[0]))
+    assert results[0][0] == results[1][0] != 0 and torch.equal(results[0][1], results[1][1])
+
+
+def test_limits():
+    """Without experts the paradigms with experts are the ones without; with nothing else UPT is SFT."""
+    unclipped = dict(clip_low=NO_CLIP, clip_high=NO_CLIP)
+    same_loss("luffy", "dr_grpo", aggregation="constant", entropy_coef=0.001, **unclipped)
+    same_loss("upt", "grpo", **unclipped)
+    same_loss("prefix_rft", "grpo")
+    same_loss("upt", "sft", expert=(2, 2, 3), entropy_coef=0.0)
+    loss = rl_loss(
+        torch.full((7,), -2.0), None, None, *batch_terms(RECIPES["sft"], (2, 2, 3)), recipe=RECIPES["sft"]
+    )
+    assert loss.item() == pytest.approx(2.0)  # the mean over expert tokens: cross-entropy
+
+
+def test_choices_on_the_command_line():
+    recipe = with_choices(
+        RECIPES["upt"], ["gate=2", "aggregation=constant", "dynamic_sampling=true", "clip_low=inf"]
+    )
+    assert (recipe.gate, recipe.aggregation, recipe.dynamic_sampling) == (2, "constant", True)
+    for bad, message in (
+        ("gates=2", "expected FIELD=VALUE"), ("gate=two", "'two' is no int"), ("gate", "expected FIELD=VALUE"),
+        ("aggregation=mean", "must be one of token-mean"), ("dynamic_sampling=maybe", "is no bool"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=message):
+            with_choices(RECIPES["upt"], [bad])
