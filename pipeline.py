@@ -21,7 +21,7 @@ import torch
 import kernels
 import train_rl
 import train_sft
-from nanopcf import ceiling, checkpoint, config, report, runs, selector
+from nanopcf import ceiling, checkpoint, config, paradigms, report, runs, selector
 from nanopcf.data import Example, Format, check_disjoint, encode_prompts, read_examples, write_jsonl
 from nanopcf.evaluate import complete, pass_at_k
 from nanopcf.model import NANO, ModelConfig, Transformer
@@ -72,6 +72,9 @@ class PipelineConfig:
     rl_group: int = 8  # answers a prompt
     rl_lr: float = 5e-4  # learning rate of RL
     rl_points: int = 14  # points of a curve
+    paradigms: tuple[str, ...] = ()  # algorithms to compare at equal compute, from the base and from SFT
+    paradigm_flops: float = 1e12  # compute of each of those runs, the SFT before it included
+    paradigm_seeds: int = 3  # runs of each
     workers: int = 0  # processes at a time (0: one a core)
     threads: int = 0  # threads of a process (0: chosen by a probe)
     seed: int = 0  # of everything
@@ -89,10 +92,10 @@ class PipelineConfig:
             )
         if self.data and (self.model in NANO or not self.test_data):
             raise ValueError("--data needs --test-data, and a model folder or Org/Name as --model")
-        if self.algo not in RECIPES:
-            raise ValueError(
-                f"--algo: no {self.algo!r}{config.near(self.algo, list(RECIPES))}; there are {', '.join(RECIPES)}"
-            )
+        for name in (self.algo, *self.paradigms):
+            if name not in RECIPES:
+                known = f"{config.near(name, list(RECIPES))}; there are {', '.join(RECIPES)}"
+                raise ValueError(f"--{'algo' if name == self.algo else 'paradigms'}: no {name!r}{known}")
         for name in self.candidates:
             kind, _, size = name.partition("-")
             if kind not in ("uniform", "easy", "hard") or not size.isdigit() or int(size) < 1:
@@ -104,7 +107,7 @@ class PipelineConfig:
             raise ValueError(
                 f"--every-regime: {unknown[0]!r} is not among --candidates ({', '.join(self.candidates)})"
             )
-        positive = "corpus base_steps base_batch pool val test sft_steps sft_batch sft_checkpoints passk rl_prompts rl_steps rl_batch rl_group"
+        positive = "corpus base_steps base_batch pool val test sft_steps sft_batch sft_checkpoints passk rl_prompts rl_steps rl_batch rl_group paradigm_seeds"
         for name in positive.split():
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
@@ -118,7 +121,7 @@ class PipelineConfig:
             raise ValueError("--workers and --threads must be 0 (chosen here) or more")
         if self.sft_checkpoints > self.sft_steps:
             raise ValueError("--sft-checkpoints can't be above --sft-steps")
-        for name in ("base_lr", "sft_lr", "rl_lr"):
+        for name in ("base_lr", "sft_lr", "rl_lr", "paradigm_flops"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"--{name.replace('_', '-')} must be above 0, got {getattr(self, name)}")
         if not 0 <= self.known <= 1:
@@ -438,6 +441,23 @@ def choose_starts(c: PipelineConfig, candidates: list[dict]) -> dict:
     }
 
 
+def rl_config(c: PipelineConfig, model: str, data: dict, out: Path, **changed) -> train_rl.RLConfig:
+    settings = dict(
+        algo=c.algo,
+        steps=c.rl_steps,
+        prompts=c.rl_batch,
+        update_prompts=c.rl_batch,
+        round_prompts=c.rl_batch,
+        group=c.rl_group,
+        lr=c.rl_lr,
+        eval_every=max(1, round(c.rl_steps / c.rl_points)),
+        checkpoint_every=max(1, c.rl_steps // 2),
+        max_new_tokens=c.max_new_tokens,
+    )
+    settings |= common(c) | changed
+    return train_rl.RLConfig(model=model, train=data["rl"], val=data["test"], out=str(out), **settings)
+
+
 def train_branches(
     c: PipelineConfig, folder: Path, data: dict, base: dict, starts: list[dict], workers: int
 ) -> list[dict]:
@@ -447,23 +467,7 @@ def train_branches(
         name = f"{s['dataset']}@{s['sft_step']}"
         sft_dir = folder.parent / "sft" / s["dataset"] / "checkpoints" / f"step-{s['sft_step']}"
         models[name] = base["model"] if s["dataset"] == "base" else str(sft_dir)
-        rl = train_rl.RLConfig(
-            model=models[name],
-            train=data["rl"],
-            val=data["test"],
-            out=str(folder / name),
-            algo=c.algo,
-            steps=c.rl_steps,
-            prompts=c.rl_batch,
-            update_prompts=c.rl_batch,
-            round_prompts=c.rl_batch,
-            group=c.rl_group,
-            lr=c.rl_lr,
-            eval_every=max(1, round(c.rl_steps / c.rl_points)),
-            checkpoint_every=max(1, c.rl_steps // 2),
-            max_new_tokens=c.max_new_tokens,
-            **common(c),
-        )
+        rl = rl_config(c, models[name], data, folder / name)
         jobs[name] = (train_rl.main, rl)
     live = watch({n: folder / n for n in jobs}, c.rl_steps, "score", "score {:.1%}")
     curves = run_parallel("RL", jobs, workers, folder / "log.txt", live)
@@ -482,6 +486,42 @@ def train_branches(
             }
         )
     return branches
+
+
+def compare_paradigms(
+    c: PipelineConfig, folder: Path, data: dict, base: dict, start: dict, workers: int
+) -> list[dict]:
+    """Every paradigm from the base model and from `start`, the selector's checkpoint, until --paradigm-flops are spent."""
+    sft = folder.parent / "sft" / start["dataset"] / "checkpoints" / f"step-{start['sft_step']}"
+    if start["x_sft"] >= c.paradigm_flops:
+        raise ValueError(f"--paradigm-flops {c.paradigm_flops:.3g}: SFT alone took {start['x_sft']:.3g}")
+    jobs, folders = {}, {}
+    for seed in range(c.seed, c.seed + c.paradigm_seeds):
+        for algo in c.paradigms:
+            for name, model, x_sft in (("base", base["model"], 0.0), ("sft", str(sft), start["x_sft"])):
+                key = (algo, name, seed, x_sft)
+                folders[key] = folder / f"{algo}-{name}-{seed}"
+                budget = dict(max_flops=c.paradigm_flops - x_sft, eval_flops=c.paradigm_flops / c.rl_points)
+                never = 10**6  # the budget ends it
+                rl = rl_config(
+                    c,
+                    model,
+                    data,
+                    folders[key],
+                    algo=algo,
+                    seed=seed,
+                    steps=never,
+                    checkpoint_every=never,
+                    **budget,
+                )
+                jobs[key] = (train_rl.main, rl)
+    live = watch(folders, c.paradigm_flops, "score", "score {:.1%}", of="x")
+    curves = run_parallel("paradigms", jobs, workers, folder / "log.txt", live)
+    return [
+        dict(algo=algo, start=name, seed=seed, x_sft=x_sft)
+        | {"curve": [{"x": x_sft + p["x"], "score": p["score"]} for p in curve]}
+        for (algo, name, seed, x_sft), curve in curves.items()
+    ]
 
 
 def fit_ceilings(branches: list[dict]) -> list[dict]:
@@ -544,6 +584,17 @@ def main(c: PipelineConfig) -> dict:
         lambda f: train_branches(c, f, data, base, selection["starts"], workers),
     )
     branches = fit_ceilings(branches)
+    compared: list[dict] = []
+    if c.paradigms:
+        best = next(r for r in selection["ranking"] if r["name"] == selection["chosen"])
+        at = (best["name"], best["recommended_step"])
+        start = next(s for s in selection["starts"] if (s["dataset"], s["sft_step"]) == at)
+        every_run = stages.run(
+            "paradigms",
+            "paradigms paradigm_flops paradigm_seeds",
+            lambda f: compare_paradigms(c, f, data, base, start, workers),
+        )
+        compared = paradigms.summarise(every_run)
 
     recommended = {(r["name"], r["recommended_step"]): r for r in selection["ranking"]}
     for b in branches:
@@ -562,12 +613,15 @@ def main(c: PipelineConfig) -> dict:
         "candidates": candidates,
         "branches": [{k: v for k, v in b.items() if k not in ("before", "after")} for b in branches],
         "selector": {"chosen": selection["chosen"], "ranking": ranking, **agreement},
+        "paradigms": compared,
         "samples": [{"dataset": shown["dataset"], **p} for p in pairs],
         "environment": runs.environment(device),
         "elapsed_s": {**stages.elapsed, "total": round(sum(stages.elapsed.values()), 1)},
     }
     report.write(result, out)
     print(report.terminal_table(result))
+    if compared:
+        print("\n" + paradigms.terminal_table(compared))
     runs.announce(f"report: {out / 'report.html'}   ({(time.perf_counter() - began) / 60:.1f} minutes)")
     return result
 

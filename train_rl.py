@@ -333,9 +333,7 @@ def main(c: RLConfig) -> list[dict]:
                 loss_sum += loss.item()
                 entropies.append(stats["entropy"])
                 own = ~extras[4][at]
-                pair = clip_stats(
-                    stats["logprob"], extras[0][at], extras[1][at], recipe.clip_low, recipe.clip_high
-                )
+                pair = clip_stats(stats["logprob"], extras[0][at], extras[1][at], recipe)
                 clipped.append(torch.stack(pair, dim=1)[own])
                 if first == 0:  # still the weights that sampled: sampler and trainer should agree
                     deltas.append((stats["logprob"] - to_device(sampled[flat])[at])[own].abs())

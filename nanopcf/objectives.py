@@ -57,7 +57,6 @@ NO_CLIP = math.inf
 ALLOWED = {
     "expert": ("none", "only", "beside", "instead", "prefix"),
     "advantage": ("center", "std", "rloo"),
-    "policy_loss": ("clipped", "sequence", "capped", "likelihood"),
     "expert_loss": ("likelihood", "shaped", "both", "policy"),
     "aggregation": ("token-mean", "seq-mean", "constant"),
     "kl_estimator": ("k1", "k2", "k3"),
@@ -74,7 +73,7 @@ class Recipe:
     dynamic_sampling: bool = False  # sample until a batch of groups with signal is there
     # ---- the loss of a token ----
     advantage: str = "center"  # center: R - mean; std: by the deviation too; rloo: R - mean of the others
-    policy_loss: str = "clipped"  # clipped, sequence, capped or likelihood, of the policy's tokens
+    policy_loss: str = "clipped"  # a name in POLICY_LOSSES, of the policy's tokens
     clip_low: float = 0.2  # ratios below 1 - clip_low stop pushing down
     clip_high: float = 0.2  # ratios above 1 + clip_high stop pushing up
     ratio_cap: float = 5.0  # policy_loss "capped": the largest weight of a token
@@ -92,7 +91,7 @@ class Recipe:
     overlong: str = "none"  # answers cut at the limit: none, filter (not trained) or soft (penalised)
 
     def __post_init__(self) -> None:
-        for name, allowed in ALLOWED.items():
+        for name, allowed in (ALLOWED | {"policy_loss": tuple(POLICY_LOSSES)}).items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
 
@@ -105,23 +104,6 @@ class Recipe:
     def needs_current(self) -> bool:
         """Log-probs and entropies of whole sequences under the weights of each update are wanted before it."""
         return self.policy_loss in ("sequence", "likelihood") or self.expert == "prefix"
-
-
-RECIPES = {
-    "sft": Recipe(expert="only"),
-    "grpo": Recipe(entropy_coef=0.001),
-    "dapo_d": Recipe(entropy_coef=0.001, dynamic_sampling=True),
-    "dapo_dc": Recipe(advantage="std", clip_high=0.28, dynamic_sampling=True),
-    "dr_grpo": Recipe(aggregation="constant"),
-    "luffy": Recipe(expert="beside", expert_loss="shaped", clip_low=NO_CLIP, clip_high=NO_CLIP, entropy_coef=0.001),
-    "srft": Recipe(expert="beside", expert_loss="both", policy_loss="likelihood", entropy_coef=0.001),
-    "upt": Recipe(expert="instead", clip_low=NO_CLIP, clip_high=NO_CLIP, entropy_coef=0.001),
-    "prefix_rft": Recipe(expert="prefix", expert_loss="policy", entropy_coef=0.001),
-    "gspo": Recipe(advantage="std", policy_loss="sequence", clip_low=3e-4, clip_high=4e-4, aggregation="seq-mean"),
-    "cispo": Recipe(advantage="std", policy_loss="capped"),
-    "rloo": Recipe(advantage="rloo", clip_low=NO_CLIP, clip_high=NO_CLIP),
-    "tis": Recipe(sampler_cap=2.0, entropy_coef=0.001),
-}  # fmt: skip
 
 
 def recipe_table() -> str:
@@ -198,21 +180,19 @@ def token_weights(lengths: Tensor, aggregation: str, max_length: int) -> Tensor:
     return weights * trained
 
 
-def clipped_ratio_loss(
-    logprob: Tensor, old_logprob: Tensor, advantage: Tensor, clip_low: float, clip_high: float
-) -> Tensor:
+def clipped_ratio_loss(logprob: Tensor, old_logprob: Tensor, advantage: Tensor, recipe: Recipe) -> Tensor:
     """PPO's loss of each token (the paper's Eq. 12): -min(r A, clip(r, 1 - clip_low, 1 + clip_high) A)."""
     ratio = torch.exp(logprob - old_logprob)
-    clipped = ratio.clamp(1 - clip_low, 1 + clip_high)
+    clipped = ratio.clamp(1 - recipe.clip_low, 1 + recipe.clip_high)
     return -torch.minimum(ratio * advantage, clipped * advantage)
 
 
-def capped_weight_loss(logprob: Tensor, old_logprob: Tensor, advantage: Tensor, cap: float) -> Tensor:
-    """CISPO's loss of each token: -min(r, cap) A logprob, the weight detached, so that a capped token still learns.
+def capped_weight_loss(logprob: Tensor, old_logprob: Tensor, advantage: Tensor, recipe: Recipe) -> Tensor:
+    """CISPO's loss of each token: -min(r, ratio_cap) A logprob, the weight detached, so that a capped token still learns.
 
-    `cap` is the weight itself, as in TRL. verl clamps to [1 - clip_low, 1 + clip_high] instead.
+    `ratio_cap` is the weight itself, as in TRL. verl clamps to [1 - clip_low, 1 + clip_high] instead.
     """
-    weight = torch.exp(logprob - old_logprob).detach().clamp(max=cap)
+    weight = torch.exp(logprob - old_logprob).detach().clamp(max=recipe.ratio_cap)
     return -weight * advantage * logprob
 
 
@@ -247,11 +227,11 @@ def prefix_share(progress: float, uniform: float) -> float:
 
 
 def clip_stats(
-    logprob: Tensor, old_logprob: Tensor, advantage: Tensor, clip_low: float, clip_high: float
+    logprob: Tensor, old_logprob: Tensor, advantage: Tensor, recipe: Recipe
 ) -> tuple[Tensor, Tensor]:
     """Where the clip takes the gradient away, (low, high) bool: A < 0 and r < 1 - low; A > 0 and r > 1 + high."""
     ratio = torch.exp(logprob - old_logprob)
-    return (advantage < 0) & (ratio < 1 - clip_low), (advantage > 0) & (ratio > 1 + clip_high)
+    return (advantage < 0) & (ratio < 1 - recipe.clip_low), (advantage > 0) & (ratio > 1 + recipe.clip_high)
 
 
 def kl_penalty(logprob: Tensor, ref_logprob: Tensor, estimator: str) -> Tensor:
@@ -278,6 +258,33 @@ def kl_in_reward(old_logprob: Tensor, ref_logprob: Tensor, lengths: Tensor) -> T
 def overlong_penalty(lengths: Tensor, limit: int, cache: int) -> Tensor:
     """DAPO's soft punishment, added to the reward: 0 up to limit - cache, falling to -1 at the limit."""
     return ((limit - cache - lengths) / cache).clamp(-1.0, 0.0)
+
+
+# What a policy's token loses: f(logprob, old_logprob, advantage, recipe), each [N]. For "sequence" and "likelihood"
+# `token_terms` has changed old_logprob and advantage.
+POLICY_LOSSES = {
+    "clipped": clipped_ratio_loss,
+    "sequence": clipped_ratio_loss,
+    "capped": capped_weight_loss,
+    "likelihood": clipped_ratio_loss,
+}
+
+
+RECIPES = {
+    "sft": Recipe(expert="only"),
+    "grpo": Recipe(entropy_coef=0.001),
+    "dapo_d": Recipe(entropy_coef=0.001, dynamic_sampling=True),
+    "dapo_dc": Recipe(advantage="std", clip_high=0.28, dynamic_sampling=True),
+    "dr_grpo": Recipe(aggregation="constant"),
+    "luffy": Recipe(expert="beside", expert_loss="shaped", clip_low=NO_CLIP, clip_high=NO_CLIP, entropy_coef=0.001),
+    "srft": Recipe(expert="beside", expert_loss="both", policy_loss="likelihood", entropy_coef=0.001),
+    "upt": Recipe(expert="instead", clip_low=NO_CLIP, clip_high=NO_CLIP, entropy_coef=0.001),
+    "prefix_rft": Recipe(expert="prefix", expert_loss="policy", entropy_coef=0.001),
+    "gspo": Recipe(advantage="std", policy_loss="sequence", clip_low=3e-4, clip_high=4e-4, aggregation="seq-mean"),
+    "cispo": Recipe(advantage="std", policy_loss="capped"),
+    "rloo": Recipe(advantage="rloo", clip_low=NO_CLIP, clip_high=NO_CLIP),
+    "tis": Recipe(sampler_cap=2.0, entropy_coef=0.001),
+}  # fmt: skip
 
 
 class Terms(NamedTuple):
@@ -356,10 +363,7 @@ def rl_loss(
 
     The five in the middle are `Terms`; ref_logprob is given when the KL stands in the loss.
     """
-    if recipe.policy_loss == "capped":
-        loss = capped_weight_loss(logprob, old_logprob, advantage, recipe.ratio_cap)
-    else:
-        loss = clipped_ratio_loss(logprob, old_logprob, advantage, recipe.clip_low, recipe.clip_high)
+    loss = POLICY_LOSSES[recipe.policy_loss](logprob, old_logprob, advantage, recipe)
     if recipe.expert_loss in ("shaped", "both"):
         loss = torch.where(expert, shaped_loss(logprob, advantage, recipe.shape), loss)
     if ref_logprob is not None:

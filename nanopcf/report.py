@@ -12,7 +12,7 @@ import math
 import os
 from pathlib import Path
 
-from nanopcf import runs
+from nanopcf import paradigms, runs
 from nanopcf.figures import ceiling_text, figures, label, percent, rising, si
 
 # ---- what the paper says, and what this run shows ----
@@ -99,7 +99,7 @@ def claims(report: dict) -> list[dict]:
                     versus(
                         f"Difficulty: {high} trajectories give a higher ceiling than {low} ones (RQ3)", a, b
                     )
-    return rows
+    return rows + paradigms.claims(report["paradigms"])
 
 
 # ---- the terminal ----
@@ -159,6 +159,8 @@ CAPTIONS = {
     "with its interval) where it is identified.",
     "loss_against_ceiling": "Does the minimum validation loss, known before any RL, order the ceilings? Open circles are "
     "still rising: their ceiling is an extrapolation.",
+    "fig2_paradigms": "The paper's Fig. 2: every paradigm's mean score over its seeds against total compute, equal for all; the "
+    "band is one standard deviation between seeds. From the SFT checkpoint (right) the SFT before it is on the axis.",
     "compute": "All routes against total compute. Dashed: SFT alone. Solid: RL, from the checkpoint where SFT stopped.",
 }
 
@@ -252,6 +254,15 @@ def page(report: dict, images: dict[str, bytes]) -> str:
     facts += [["versions", e(", ".join(f"{n} {v}" for n, v in environment["versions"].items()))]]
     facts += [["commit", e(environment["commit"])], ["seed", str(report["seed"])]]
     facts += [["seconds", e(", ".join(f"{n} {s:g}" for n, s in report["elapsed_s"].items()))]]
+    compared = ""
+    if report["paradigms"]:
+        rows = [[e(cell) for cell in paradigms.cells(r)] for r in report["paradigms"]]
+        seeds, spent = report["paradigms"][0]["seeds"], report["paradigms"][0]["curve"][-1]["x"]
+        compared = f"""<h2>Every paradigm at equal compute</h2>{figure("fig2_paradigms")}
+{table(paradigms.HEAD, rows, {2, 3, 4, 5})}
+<p class="note">{seeds} seeds each, {si(spent)} in all. Final: mean of the last {paradigms.LAST} scores, ± its standard deviation between seeds.
+Peak: mean of the best scores. Wobble: standard deviation of the scores in the second half of a run; the test set alone gives some of it.
+The ceiling is fitted to the mean curve.</p>"""
     return f"""<!doctype html>
 <html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>nanopcf: {e(report["preset"])}, seed {report["seed"]}</title><style>{CSS}</style>
@@ -270,7 +281,7 @@ from random weights in this run. Scores are pass@1 in per cent at temperature 0.
 <p class="note">A ceiling called <i>still rising</i> isn't identified by its curve: the number is what was reached, a lower bound (and PL_rl an
 extrapolation). Intervals are 90 %. Greedy accuracy is given because part of any gain at a temperature is sharpening.</p>
 <h2>Every route against compute</h2>{figure("compute")}
-<h2>What the paper claims, and what this run shows</h2>
+{compared}<h2>What the paper claims, and what this run shows</h2>
 {table(["claim", "this run", "evidence"], verdicts)}
 <p class="note">One seed of a nano model: read this as a check of the machinery. “Not resolved” means that the intervals overlap or a curve still
 rises. Built into the task: an expert trajectory teaches exactly the facts that stand in it, which favours larger and longer sets.</p>

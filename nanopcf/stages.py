@@ -88,19 +88,22 @@ def run_parallel(
     return {name: results[name] for name in jobs}
 
 
-def watch(folders: dict[str, Path], steps: int, number: str, show: str) -> Callable[[], tuple[float, str]]:
-    """live() for runs in folders: progress from their metrics.jsonl, and the latest value of `number`."""
+def watch(
+    folders: dict, total: float, number: str, show: str, of: str = "step"
+) -> Callable[[], tuple[float, str]]:
+    """live() for runs in folders: progress of `of` towards its total from their metrics.jsonl, and the latest value of
+    `number`."""
 
     def live() -> tuple[float, str]:
         share, latest = 0.0, ""
-        for name, folder in folders.items():
+        for folder in folders.values():
             path = folder / "metrics.jsonl"
             rows = runs.read_metrics(path) if path.exists() else []
             values = [r[number] for r in rows if number in r]
             ended = any((folder / f).exists() for f in ("checkpoints.json", "curve.json"))
-            share += 1 if ended else rows[-1]["step"] / steps if rows else 0
+            share += 1 if ended else min(1, rows[-1].get(of, 0) / total) if rows else 0
             if values and not ended:
-                latest = f"{name}: {show.format(values[-1])}"
+                latest = f"{folder.name}: {show.format(values[-1])}"
         return share / len(folders), latest
 
     return live

@@ -72,11 +72,11 @@ def test_clip_sign_table(advantage, ratio, symmetric, symmetric_grad, higher, hi
     for high, loss, grad in ((0.2, symmetric, symmetric_grad), (0.28, higher, higher_grad)):
         logprob = torch.tensor([ratio]).log().requires_grad_()
         A = torch.tensor([float(advantage)])
-        got = clipped_ratio_loss(logprob, torch.zeros(1), A, 0.2, high)
+        got = clipped_ratio_loss(logprob, torch.zeros(1), A, Recipe(clip_high=high))
         got.sum().backward()
         close(got, [loss])
         close(logprob.grad, [grad])
-        low, up = clip_stats(logprob, torch.zeros(1), A, 0.2, high)
+        low, up = clip_stats(logprob, torch.zeros(1), A, Recipe(clip_high=high))
         assert (low | up).item() == (grad == 0)  # the metric counts where the gradient is gone
 
 
@@ -238,7 +238,7 @@ def test_shaping_and_its_slope(p, f, slope):
 def test_cispo_caps_the_weight_and_keeps_the_gradient():
     ratios = torch.tensor([1.105171, 0.7, 3.0, 9.0])
     logprob = ratios.log().requires_grad_()
-    capped_weight_loss(logprob, torch.zeros(4), torch.ones(4), 5.0).sum().backward()
+    capped_weight_loss(logprob, torch.zeros(4), torch.ones(4), Recipe(ratio_cap=5.0)).sum().backward()
     close(-logprob.grad, [1.105171, 0.7, 3.0, 5.0])
 
 
