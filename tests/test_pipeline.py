@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 import pipeline
-from nanopcf import config, report
+from nanopcf import config, paradigms, report
 from nanopcf.data import read_examples, write_jsonl
 from nanopcf.tasks import make_examples
 
@@ -44,10 +44,22 @@ def test_pipeline_end_to_end_and_its_cache(tmp_path, capfd):
     again = pipeline.main(replace(c, resume=True))
     assert stamps(tmp_path / "run") == before
     assert [b["curve"] for b in again["branches"]] == [b["curve"] for b in result["branches"]]
-    changed = pipeline.main(replace(c, resume=True, rl_lr=1e-3))
+    compare = dict(paradigms=("grpo", "luffy"), paradigm_flops=5e9, paradigm_seeds=1)
+    changed = pipeline.main(replace(c, resume=True, rl_lr=1e-3, **compare))
     after = stamps(tmp_path / "run")
     assert [n for n in after if after[n] != before[n]] == ["rl"]
     assert changed["candidates"] == result["candidates"]
+
+    # every paradigm from both starts, until the same total is spent
+    rows = changed["paradigms"]
+    assert [(r["algo"], r["start"]) for r in rows] == [
+        ("grpo", "base"), ("grpo", "sft"), ("luffy", "base"), ("luffy", "sft"),
+    ]  # fmt: skip
+    for r in rows:
+        assert (r["x_sft"] > 0) == (r["start"] == "sft") and r["curve"][0]["x"] == r["x_sft"]
+        assert 5e9 <= r["curve"][-1]["x"] < 6e9
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert page.count("data:image/png") == 5 and "Every paradigm at equal compute" in page
 
 
 def test_a_given_model_on_given_problems(tmp_path, model_dir):
@@ -85,13 +97,16 @@ def test_presets_are_whole(preset, tmp_path):
 
 
 def test_seed_changes_the_numbers(tmp_path):
-    """Down to the first stage: another base model, other data."""
-    toy = replace(TOY, base_steps=2, sft_steps=2, sft_checkpoints=1, candidates=("uniform-20",))
-    losses = [
-        pipeline.main(replace(toy, seed=seed, out=str(tmp_path / str(seed))))["base"]["pretrain_loss"]
-        for seed in (1, 2)
-    ]
-    assert losses[0] != losses[1]
+    """Down to the first stage: other data, another base model."""
+    losses, data = [], []
+    for seed in (1, 2):
+        c = replace(TOY, base_steps=2, seed=seed)
+        folder = tmp_path / str(seed)
+        folder.mkdir()
+        files = pipeline.make_data(c, folder)
+        data.append(read_examples(files["test"]))
+        losses.append(pipeline.train_base(c, folder, files, 1, 1)["pretrain_loss"])
+    assert losses[0] != losses[1] and data[0] != data[1]
 
 
 def branch(dataset, step, regime, status, best, low, high, p_sft=0.3):
@@ -130,7 +145,7 @@ def made_up() -> dict:
     return dict(
         seed=0, preset="demo", task="digits", flags={"test": 500}, base=dict(p_0=0.1, parameters=1000, pretrain_loss=1.0),
         candidates=candidates, branches=branches, selector=dict(chosen="uniform-800", ranking=ranking, spearman=-1.0, p_value=0.04, pearson=-0.9, n=3),
-        samples=[dict(sample, before_correct=False, after_correct=True)],
+        paradigms=[], samples=[dict(sample, before_correct=False, after_correct=True)],
         environment=dict(command="x", versions={"python": "3"}, device="cpu", commit="abc"), elapsed_s={"total": 60.0},
     )  # fmt: skip
 
@@ -171,3 +186,32 @@ def test_flops_have_their_unit():
         "2.34 TFLOPs",
         "4 EFLOPs",
     ]
+
+
+def curve_of(scores: list[float], start: float = 0.0) -> list[dict]:
+    return [{"x": start + 10.0 * i, "score": v} for i, v in enumerate(scores)]
+
+
+def test_summary_of_paradigms():
+    """Two seeds each: means, deviations and verdicts by hand."""
+    runs = [
+        dict(algo="luffy", start="base", seed=s, x_sft=0.0, curve=curve_of(v))
+        for s, v in enumerate(([0.1, 0.2, 0.5, 0.5, 0.5], [0.1, 0.2, 0.9, 0.6, 0.6]))
+    ] + [
+        dict(algo="dapo_dc", start="sft", seed=s, x_sft=5.0, curve=curve_of(v, 5.0))
+        for s, v in enumerate(([0.4, 0.7, 0.9, 0.9, 0.9], [0.4, 0.7, 0.92, 0.92, 0.92, 0.92]))
+    ]  # fmt: skip
+    luffy, sequential = paradigms.summarise(runs)
+    assert luffy["final"] == pytest.approx((0.5 + 0.7) / 2) and luffy["final_sd"] == pytest.approx(
+        0.2 / 2**0.5
+    )
+    assert luffy["peak"] == pytest.approx(0.7) and luffy["wobble"] == pytest.approx(0.5 * 0.3 / 3**0.5)
+    assert [p["score"] for p in luffy["curve"]] == pytest.approx([0.1, 0.2, 0.7, 0.55, 0.55])
+    assert sequential["final"] == pytest.approx(0.91) and len(sequential["curve"]) == 5
+    (claim,) = paradigms.claims([luffy, sequential])
+    assert claim["verdict"] == "shown" and "dapo_dc from SFT 91.0" in claim["evidence"]
+    (claim,) = paradigms.claims([dict(luffy, final=0.95), sequential])
+    assert claim["verdict"] == "not resolved"
+    (claim,) = paradigms.claims([dict(luffy, final=0.95, final_sd=0.001), dict(sequential, final_sd=0.001)])
+    assert claim["verdict"] == "not shown"
+    assert max(map(len, paradigms.terminal_table([luffy, sequential]).splitlines())) <= 100

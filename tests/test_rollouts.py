@@ -1,15 +1,19 @@
 """Groups with experts: what they hold, what their tokens' log-probs are, what they cost, and that they teach."""
 
 import itertools
+import os
+import re
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
 import torch
-from conftest import write_rows
+from conftest import ROOT, write_rows
 
 import train_rl
 from nanopcf import flops, runs
-from nanopcf.objectives import RECIPES
+from nanopcf.objectives import POLICY_LOSSES, RECIPES
 from nanopcf.rollouts import Problem, roll_out, step_flops
 from nanopcf.sampler import Sampler
 from nanopcf.tokenizer import nano_tokenizer
@@ -205,3 +209,30 @@ def test_experts_are_asked_for_by_name(rl, tmp_path):
     train_rl.main(replace(rl, algo="grpo", train=path, steps=1, prompts=1, update_prompts=1, eval_every=1))
     with pytest.raises(ValueError, match="--group must be at least 2 with luffy"):
         replace(rl, algo="luffy", group=1)
+
+
+def test_the_example_of_extending_md_runs(rl, tmp_path):
+    """The code block of the document, saved and run as it says."""
+    text = (ROOT / "docs" / "extending.md").read_text()
+    assert len(text.splitlines()) < 60
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    (tmp_path / "dual_clip.py").write_text(code)
+    flags = dict(
+        model=rl.model, train=rl.train, val=rl.val, out=str(tmp_path / "out"), steps=2, prompts=4, group=8
+    )
+    flags |= dict(update_prompts=1, eval_every=2, max_new_tokens=2, device="cpu", algo="dual_clip")
+    arguments = [part for k, v in flags.items() for part in ("--" + k.replace("_", "-"), str(v))]
+    result = subprocess.run(
+        [sys.executable, str(tmp_path / "dual_clip.py"), *arguments],
+        cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert "dual_clip" in result.stderr and "greedy" in result.stdout
+    scope: dict = {"__name__": "dual_clip"}
+    try:
+        exec(compile(code, "dual_clip.py", "exec"), scope)
+        A, ratio = torch.tensor([-1.0, -1.0, 1.0]), torch.tensor([5.0, 2.0, 5.0])
+        losses = scope["dual_clipped"](ratio.log(), torch.zeros(3), A, RECIPES["dual_clip"])
+        torch.testing.assert_close(losses, torch.tensor([3.0, 2.0, -1.2]))
+    finally:
+        del RECIPES["dual_clip"], POLICY_LOSSES["dual"]
