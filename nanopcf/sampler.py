@@ -174,15 +174,20 @@ class Sampler:
                 position[rows] = torch.tensor([len(prompts[i // n]) for i in ids], device=device)
                 limit[rows] = torch.tensor([budget[i // n] for i in ids], device=device)
                 live = max(live, int(rows.max()) + 1)
-            if free:  # the queue is empty: move the rows still at work together, over the idle ones
-                keep = torch.tensor(sorted(set(range(live)) - set(free)), dtype=torch.long, device=device)
-                live, free = len(keep), []
-                for state in (hidden, sequence, made, position, limit):
-                    state[:live] = state[keep]
-                cache.keys[:, :live] = cache.keys[:, keep]
-                cache.values[:, :live] = cache.values[:, keep]
+            if free:  # the queue is empty: the last rows at work move into the idle ones' places
+                busy = sorted(set(range(live)) - set(free))
+                live, free = len(busy), []
                 if live == 0:
                     break
+                moved = [row for row in busy if row >= live]
+                if moved:
+                    source = torch.tensor(moved, device=device)
+                    target = torch.tensor(sorted(set(range(live)) - set(busy)), device=device)
+                    for state in (hidden, sequence, made, position, limit):
+                        state[target] = state[source]
+                    S = int(position[:live].max())
+                    cache.keys[:, target, :, :S] = cache.keys[:, source, :, :S]
+                    cache.values[:, target, :, :S] = cache.values[:, source, :, :S]
 
             # ---- 2. draw a token in every slot ----
             s, m = sequence[:live], made[:live]
