@@ -11,25 +11,10 @@ the run folder under a key made of the settings it reads and the keys of the sta
 are plain `train_sft.main` and `train_rl.main`, in parallel processes: small models are fastest with one thread each.
 """
 
-import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import numpy as np
-import torch
-
-import kernels
-import train_rl
-import train_sft
-from nanopcf import ceiling, checkpoint, config, paradigms, report, runs, selector
-from nanopcf.data import Example, Format, check_disjoint, encode_prompts, read_examples, write_jsonl
-from nanopcf.evaluate import complete, pass_at_k
-from nanopcf.model import NANO, ModelConfig, Transformer
-from nanopcf.objectives import RECIPES
-from nanopcf.sampler import slots_that_fit
-from nanopcf.stages import Stages, run_parallel, watch
-from nanopcf.tasks import FAMILIES, Lore, make_examples
-from nanopcf.tokenizer import TextTokenizer, nano_tokenizer
+from nanopcf import config
 
 PRESETS = Path(__file__).resolve().parent / "configs"
 POOL_ROUNDS = 6  # at most, of problems tried to fill the candidate sets
@@ -127,6 +112,29 @@ class PipelineConfig:
         if not 0 <= self.known <= 1:
             raise ValueError(f"--known is a share from 0 to 1, got {self.known}")
 
+
+if __name__ == "__main__":
+    config.show_help(
+        PipelineConfig, __doc__, presets=PRESETS, preset="demo"
+    )  # before torch is imported, which takes seconds
+
+import time
+
+import numpy as np
+import torch
+
+import kernels
+import train_rl
+import train_sft
+from nanopcf import ceiling, checkpoint, paradigms, report, runs, selector
+from nanopcf.data import Example, Format, check_disjoint, encode_prompts, read_examples, write_jsonl
+from nanopcf.evaluate import complete, pass_at_k
+from nanopcf.model import NANO, ModelConfig, Transformer
+from nanopcf.objectives import RECIPES
+from nanopcf.sampler import slots_that_fit
+from nanopcf.stages import Stages, run_parallel, watch
+from nanopcf.tasks import FAMILIES, Lore, make_examples
+from nanopcf.tokenizer import TextTokenizer, nano_tokenizer
 
 # ---- threads ----
 

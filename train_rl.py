@@ -16,40 +16,9 @@ On several GPUs: torchrun --nproc_per_node=N train_rl.py ... (`nanopcf/parallel.
 prompts, all see all groups, each trains on its share of the rows. Left out: a value function, asynchronous rollouts.
 """
 
-import copy
-import math
-import sys
-import time
 from dataclasses import dataclass
-from functools import partial
 
-import numpy as np
-import torch
-from torch import Tensor
-from tqdm import tqdm
-
-import kernels
-from nanopcf import checkpoint, config, parallel, runs
-from nanopcf.data import Format, Rows, Sequence, batch_indices, encode_prompts, pack, read_examples
-from nanopcf.evaluate import complete
-from nanopcf.objectives import (
-    RECIPES,
-    Recipe,
-    clip_stats,
-    group_advantages,
-    has_signal,
-    kl_in_reward,
-    kl_penalty,
-    overlong_penalty,
-    recipe_table,
-    rl_loss,
-    token_terms,
-    with_choices,
-)
-from nanopcf.optim import Optimizer
-from nanopcf.rollouts import Group, Problem, roll_out, step_flops
-from nanopcf.sampler import Sampler, slots_that_fit
-from train_sft import learning_rate
+from nanopcf import config
 
 
 @dataclass(frozen=True)
@@ -114,8 +83,46 @@ class RLConfig:
             raise ValueError("--lr and --clip must be above 0")
 
     @property
-    def recipe(self) -> Recipe:
+    def recipe(self) -> "Recipe":
         return with_choices(RECIPES[self.algo], self.set)
+
+
+if __name__ == "__main__":
+    config.show_help(RLConfig, __doc__)  # before torch is imported, which takes seconds
+
+import copy
+import math
+import sys
+import time
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+import kernels
+from nanopcf import checkpoint, parallel, runs
+from nanopcf.data import Format, Rows, Sequence, batch_indices, encode_prompts, pack, read_examples
+from nanopcf.evaluate import complete
+from nanopcf.objectives import (
+    RECIPES,
+    Recipe,
+    clip_stats,
+    group_advantages,
+    has_signal,
+    kl_in_reward,
+    kl_penalty,
+    overlong_penalty,
+    recipe_table,
+    rl_loss,
+    token_terms,
+    with_choices,
+)
+from nanopcf.optim import Optimizer
+from nanopcf.rollouts import Group, Problem, roll_out, step_flops
+from nanopcf.sampler import Sampler, slots_that_fit
+from train_sft import learning_rate
 
 
 @torch.no_grad()

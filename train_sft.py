@@ -11,17 +11,9 @@ counted by Eq. 23.
 On several GPUs: torchrun --nproc_per_node=N train_sft.py ... (`nanopcf/parallel.py`). Left out: LoRA.
 """
 
-import math
-import time
 from dataclasses import dataclass
 
-import torch
-from tqdm import tqdm
-
-import kernels
-from nanopcf import checkpoint, config, flops, parallel, regimes, runs
-from nanopcf.data import Format, Rows, Sequence, batch_indices, encode_examples, pack, read_examples
-from nanopcf.optim import Optimizer
+from nanopcf import config
 
 
 @dataclass(frozen=True)
@@ -60,6 +52,21 @@ class SFTConfig:
             raise ValueError("--lr and --clip must be above 0")
         if self.threads < 0 or self.max_length < 0:
             raise ValueError("--threads and --max-length can't be negative")
+
+
+if __name__ == "__main__":
+    config.show_help(SFTConfig, __doc__)  # before torch is imported, which takes seconds
+
+import math
+import time
+
+import torch
+from tqdm import tqdm
+
+import kernels
+from nanopcf import checkpoint, flops, parallel, regimes, runs
+from nanopcf.data import Format, Rows, Sequence, batch_indices, encode_examples, pack, read_examples
+from nanopcf.optim import Optimizer
 
 
 def learning_rate(step: int, *, peak: float, warmup: int, steps: int, schedule: str) -> float:

@@ -144,6 +144,12 @@ def parse(
     return from_dict(cls, values | given, file or "command line")
 
 
+def show_help(cls: type, doc: str, **options: Any) -> None:
+    """Answer --help and end, if it is among the arguments; the scripts call this before their slow imports."""
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        parse(cls, doc.split("\n\n")[0], **options)
+
+
 def _show(default: Any) -> str:
     return " ".join(map(str, default)) if isinstance(default, tuple) else str(default)
 

@@ -213,38 +213,41 @@ def draw_compute(plt, report: dict, colour: dict[str, str]):
 
 
 def draw_paradigms(plt, rows: list[dict]):
-    """The paper's Fig. 2: mean score of every paradigm against total compute, a panel a start; the band is one standard
-    deviation between seeds, and a panel's line is the best one of the other start."""
-    fig, axes = plt.subplots(1, 2, figsize=(12, 4.6), sharey=True, layout="constrained")
+    """The paper's Fig. 2: mean score of every paradigm against total compute, a panel a start, each with its own scale; the
+    band is one standard deviation between seeds. Dotted: where the best one of the other start ends, if it fits."""
+    fig, axes = plt.subplots(1, 2, figsize=(12, 4.6), layout="constrained")
     scale, unit = flops_unit(max(r["curve"][-1]["x"] for r in rows))
     names = list(dict.fromkeys(r["algo"] for r in rows))
+    colour = {n: COLOURS[i % len(COLOURS)] for i, n in enumerate(names)}
     titles = {"base": "from the base model", "sft": "from the SFT checkpoint"}
     for ax, start in zip(axes, titles, strict=True):
         for r in (r for r in rows if r["start"] == start):
-            colour = COLOURS[names.index(r["algo"]) % len(COLOURS)]
-            style = "-" if names.index(r["algo"]) < len(COLOURS) else "--"
+            style = "--" if names.index(r["algo"]) >= len(COLOURS) else "-"
             x = [p["x"] / scale for p in r["curve"]]
             y = [100 * p["score"] for p in r["curve"]]
             low, high = (
                 [v + sign * 100 * s for v, s in zip(y, r["spread"], strict=True)] for sign in (-1, 1)
             )
-            ax.plot(x, y, style, color=colour, lw=1.7, label=r["algo"])
-            ax.fill_between(x, low, high, color=colour, alpha=0.12, lw=0)
-            ax.annotate(
-                r["algo"], (x[-1], y[-1]), xytext=(4, 0), textcoords="offset points", fontsize=8, color=colour
-            )
+            ax.plot(x, y, style, marker="o", ms=2.5, color=colour[r["algo"]], lw=1.7)
+            ax.fill_between(x, low, high, color=colour[r["algo"]], alpha=0.12, lw=0)
+        bottom, top = ax.get_ylim()
         other = max((r for r in rows if r["start"] != start), key=lambda r: r["final"], default=None)
-        if other:
-            ax.axhline(100 * other["final"], color="#777777", ls=":", lw=1.2)
-            where = "SFT" if other["start"] == "sft" else "base"
-            ax.annotate(f"best from {where}: {other['algo']}", (0, 100 * other["final"]), xytext=(3, 3),
-                        textcoords="offset points", fontsize=8, color="#555555")  # fmt: skip
+        if other and 100 * other["final"] > bottom:
+            level = 100 * other["final"]
+            ax.axhline(level, color="#777777", ls=":", lw=1.2)
+            text = f"best from {'SFT' if other['start'] == 'sft' else 'the base model'}: {other['algo']}"
+            ax.annotate(text, (ax.get_xlim()[1], level), xytext=(0, 3), textcoords="offset points", fontsize=8,
+                        color="#555555", ha="right")  # fmt: skip
+            ax.set_ylim(bottom, max(top, level + 0.06 * (level - bottom)))
         ax.set_title(titles[start], fontsize=11)
-        ax.set_xlabel(f"total compute ({unit})")
-        ax.margins(x=0.12)
+        ax.set_xlabel(f"total compute, SFT included ({unit})")
         ax.set_xlim(left=0)
     axes[0].set_ylabel("score (%)")
-    axes[0].legend(ncols=2, fontsize=8, loc="upper left")
+    lines = [
+        plt.Line2D([], [], color=colour[n], lw=2, ls="--" if i >= len(COLOURS) else "-")
+        for i, n in enumerate(names)
+    ]
+    fig.legend(lines, names, loc="outside right center", fontsize=9)
     return fig
 
 

@@ -122,17 +122,24 @@ class Attention(nn.Module):
         self.k_norm = nn.RMSNorm(c.head_dim, eps=c.norm_eps) if c.qk_norm else None
 
     def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | None, store=None) -> Tensor:
-        """x [B, T, D]; mask bool [B, 1, T, S] or None for plain causal; store(k, v) -> cached k, v."""
+        """x [B, T, D]; mask [B, 1, T, S], bool or added to the scores, or None for plain causal; store(k, v) -> cached k, v."""
         B, T, _ = x.shape
         qkv = self.qkv(x).view(B, T, -1, self.head_dim)  # (B, T, H + 2 KV, hd)
-        q, k, v = qkv.split((self.heads, self.kv_heads, self.kv_heads), dim=2)
-        if self.q_norm is not None:
-            q, k = self.q_norm(q), self.k_norm(k)
-        q, k = rotate(q, *rope), rotate(k, *rope)
+        qk, v = qkv.split((self.heads + self.kv_heads, self.kv_heads), dim=2)
+        if self.q_norm is not None:  # one operation for both
+            scale = torch.cat(
+                (self.q_norm.weight.expand(self.heads, -1), self.k_norm.weight.expand(self.kv_heads, -1))
+            )
+            qk = F.rms_norm(qk, (self.head_dim,), eps=self.q_norm.eps) * scale
+        q, k = rotate(qk, *rope).split((self.heads, self.kv_heads), dim=2)
         if store is None:
             k, v = k.transpose(1, 2), v.transpose(1, 2)  # (B, KV, T, hd)
         else:
             k, v = store(k, v)  # (B, KV, S, hd)
+        if T == 1:  # decoding: the query heads of a key head are rows of one product, and no key is repeated
+            q = q.view(B, self.kv_heads, -1, self.head_dim)
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)  # (B, KV, H / KV, hd)
+            return self.out(y.view(B, 1, -1))
         y = F.scaled_dot_product_attention(
             q.transpose(1, 2),
             k,
@@ -217,12 +224,14 @@ class Transformer(nn.Module):
         positions: Tensor | None = None,
         documents: Tensor | None = None,
         kv_cache: KVCache | None = None,
+        length: int | None = None,
     ) -> Tensor:
         """Hidden states of tokens [B, T].
 
         positions [B, T]: default 0..T-1. documents [B, T]: an id per token; tokens of different documents don't see
         each other (packing; positions must restart with each document). kv_cache: keys and values are written at
-        `positions` of its rows 0..B-1 and read back up to the highest one: work grows with the live length.
+        `positions` of its rows 0..B-1 and the first `length` are read back (default: up to the highest one written, which
+        costs a GPU a wait): work grows with the live length.
         """
         T = tokens.shape[1]
         mask, store = None, None
@@ -236,9 +245,14 @@ class Transformer(nn.Module):
             mask = same.tril().unsqueeze(1)  # in a packed row, earlier in the document = earlier in the row
         if kv_cache is not None:
             assert positions is not None and documents is None
-            S = int(positions.max()) + 1
-            seen = torch.arange(S, device=tokens.device) <= positions[:, :, None]  # (B, T, S)
-            mask = seen.unsqueeze(1)
+            S = int(positions.max()) + 1 if length is None else length
+            if T == 1 or T < S:  # else every row begins at 0: plain causal
+                hidden_keys = torch.arange(S, device=tokens.device) > positions[:, :, None]  # (B, T, S)
+                # floats, made once: from bools every layer would make its own
+                mask = torch.zeros_like(hidden_keys, dtype=self.head_weight.dtype).masked_fill_(
+                    hidden_keys, -torch.inf
+                )
+                mask = mask.unsqueeze(1)
         x = self.embedding(tokens)
         rope = cos.to(x.dtype), sin.to(x.dtype)
         for i, block in enumerate(self.blocks):

@@ -381,3 +381,10 @@ def test_pass_at_k_against_enumeration():
         assert pass_at_k(correct, k) == pytest.approx(brute)
     with pytest.raises(ValueError, match="needs at least 8 samples"):
         pass_at_k(correct, 8)
+
+
+@pytest.mark.parametrize("script", ["train_sft.py", "train_rl.py", "pipeline.py"])
+def test_help_needs_no_torch(script):
+    code = f"import sys, runpy; sys.modules['torch'] = None; sys.argv = ['{script}', '--help']; runpy.run_path('{script}', run_name='__main__')"
+    result = run_script("-c", code)
+    assert result.returncode == 0 and "--resume" in result.stdout, result.stderr

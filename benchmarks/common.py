@@ -1,0 +1,122 @@
+"""What the benchmarks share: shapes, contestants taking turns, and the page that a table is written to."""
+
+import datetime
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from nanopcf import runs  # noqa: E402
+from nanopcf.model import NANO, ModelConfig, Transformer  # noqa: E402
+
+Run = Callable[[], int]  # does the work once, returns how many tokens count
+
+REAL = {  # shapes of real models, with random weights
+    "135M": dict(vocab_size=49152, width=576, layers=30, heads=9, kv_heads=3, mlp_width=1536, qk_norm=False),  # SmolLM2
+    "0.5B": dict(vocab_size=151936, width=896, layers=24, heads=14, kv_heads=2, mlp_width=4864, qk_norm=False, qkv_bias=True),  # Qwen2.5
+    "1.5B": dict(vocab_size=151936, width=1536, layers=28, heads=12, kv_heads=2, mlp_width=8960, qk_norm=False, qkv_bias=True),
+}  # fmt: skip
+SHAPES = {name: dict(vocab_size=512, **shape) for name, shape in NANO.items()} | REAL
+
+
+def make_model(size: str, max_length: int, device: torch.device, dtype: torch.dtype) -> Transformer:
+    """Random weights, the same ones each time."""
+    torch.manual_seed(0)
+    return Transformer(ModelConfig(max_length=max_length, **SHAPES[size])).to(device, dtype)
+
+
+def seconds(run: Run, device: torch.device) -> tuple[float, int]:
+    """(time of one run, tokens that count)."""
+    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    wait()
+    began = time.perf_counter()
+    tokens = run()
+    wait()
+    return time.perf_counter() - began, tokens
+
+
+def compare(
+    contestants: dict[str, Run], device: torch.device, repeats: int
+) -> dict[str, tuple[list[float], int]]:
+    """Name -> (tokens a second of each repeat, threads). Contestants take turns; on the CPU each with its own best threads:
+    one, or all cores, whichever was faster in a run of its own."""
+    threads = {}
+    for name, run in contestants.items():
+        tried = {}
+        for count in sorted({1, runs.cores()}) if device.type == "cpu" else [torch.get_num_threads()]:
+            torch.set_num_threads(count)
+            t, tokens = seconds(run, device)
+            tried[count] = tokens / t
+        threads[name] = max(tried, key=tried.get)
+    rates: dict[str, list[float]] = {name: [] for name in contestants}
+    for _ in range(repeats):
+        for name, run in contestants.items():
+            torch.set_num_threads(threads[name])
+            t, tokens = seconds(run, device)
+            rates[name].append(tokens / t)
+    return {name: (rates[name], threads[name]) for name in contestants}
+
+
+def spread(rates: list[float]) -> str:
+    return f"{statistics.median(rates):,.0f} ({min(rates):,.0f} to {max(rates):,.0f})"
+
+
+def versions(device: torch.device) -> str:
+    """Hardware, versions and date, for below a table."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    def of(package: str) -> str:
+        try:
+            return f", {package} {version(package)}"
+        except PackageNotFoundError:
+            return ""
+
+    if device.type == "cuda":
+        where = torch.cuda.get_device_name(device)
+    else:
+        names = [line.split(":")[1].strip() for line in cpu_lines() if line.startswith("model name")]
+        where = f"{runs.cores()} cores of {names[0] if names else platform.machine()}"
+    peers = "".join(of(p) for p in ("transformers", "trl", "liger-kernel"))
+    return f"{where}; Python {platform.python_version()}, torch {torch.__version__}{peers}; {datetime.date.today()}"
+
+
+def cpu_lines() -> list[str]:
+    try:
+        return Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return []
+
+
+class Page:
+    """Prints what is added to it, and can be written to docs/results/."""
+
+    def __init__(self, title: str, device: torch.device) -> None:
+        command = " ".join([f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
+        self.device, self.lines = (
+            device,
+            [f"# {title}", "", f"    python {command}", "", versions(device), ""],
+        )
+        print("\n".join(self.lines[2:]), flush=True)
+
+    def add(self, *lines: str) -> None:
+        self.lines += lines
+        print("\n".join(lines), flush=True)
+
+    def head(self, intro: str, *columns: str) -> None:
+        self.add("", intro, "", "| " + " | ".join(columns) + " |", "|" + "---|" * len(columns))
+
+    def row(self, *cells: str) -> None:
+        self.add("| " + " | ".join(cells) + " |")
+
+    def write(self, name: str) -> None:
+        path = ROOT / "docs" / "results" / f"{name}-{self.device.type}.md"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("\n".join(self.lines) + "\n", encoding="utf-8")
+        print(f"\n{path.relative_to(ROOT)} written")

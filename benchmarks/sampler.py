@@ -1,0 +1,154 @@
+"""Generation: new tokens a second against transformers' `generate`, on the same weights, prompts and stop tokens.
+
+    python benchmarks/sampler.py                            this machine's best device, default models
+    python benchmarks/sampler.py --models 0.8M 135M --new-tokens 64 --repeats 5
+    python benchmarks/sampler.py --markdown                 also writes docs/results/sampler-<device>.md
+
+Prompts of 8 to 64 tokens, several samples each, temperature 1, answers that end at random: one token in 64 is a stop token,
+so lengths are about geometric up to --new-tokens. Random weights: what is drawn doesn't matter, how fast does. transformers gets all
+sequences in one left-padded batch with its dynamic cache, and its log-probs aren't asked for; ours come with theirs.
+A token counts until its sequence ends. Contestants take turns; medians, with the lowest and the highest beside. On the CPU
+each side first tries one thread and all cores, and keeps what was faster.
+
+Two more tables: the same work four times (cost must grow with work), and one model with contexts of four sizes (decoding
+must not pay for positions that aren't used).
+"""
+
+import argparse
+import statistics
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from common import SHAPES, Page, Run, compare, make_model, spread
+
+from nanopcf import checkpoint, runs
+from nanopcf.model import Transformer
+from nanopcf.sampler import Sampler
+from nanopcf.tokenizer import nano_tokenizer
+
+
+def work(vocab: int, prompts: int, seed: int = 0) -> tuple[list[list[int]], list[int]]:
+    """(prompts of 8 to 64 tokens, stop tokens: one in 64)."""
+    rng = np.random.default_rng(seed)
+    texts = [rng.integers(vocab // 64, vocab, rng.integers(8, 65)).tolist() for _ in range(prompts)]
+    return texts, list(range(max(1, vocab // 64)))
+
+
+def ours(model: Transformer, prompts: list, stop: list, samples: int, new: int, slots: int) -> Run:
+    sampler = Sampler(model, slots=slots, max_length=model.config.max_length)
+
+    def run() -> int:
+        answers = sampler.generate(prompts, n=samples, max_new_tokens=new, stop_ids=stop, seed=0)
+        return sum(len(a.tokens) for a in answers)
+
+    return run
+
+
+def theirs(model: Transformer, prompts: list, stop: list, samples: int, new: int) -> Run:
+    """transformers, from a folder that we saved. Raises ImportError where it isn't installed."""
+    from transformers import AutoModelForCausalLM, logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    device, dtype = model.head_weight.device, model.head_weight.dtype
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint.save(model, nano_tokenizer(), Path(folder) / "m")
+        peer = AutoModelForCausalLM.from_pretrained(Path(folder) / "m", dtype=dtype).to(device).eval()
+    width = max(map(len, prompts))
+    ids = torch.tensor([[0] * (width - len(p)) + p for p in prompts for _ in range(samples)], device=device)
+    mask = torch.tensor(
+        [[0] * (width - len(p)) + [1] * len(p) for p in prompts for _ in range(samples)], device=device
+    )
+    options = dict(
+        do_sample=True,
+        temperature=1.0,
+        top_k=0,
+        top_p=1.0,
+        max_new_tokens=new,
+        pad_token_id=0,
+        eos_token_id=stop,
+    )
+    ends = torch.tensor(stop, device=device)
+
+    def run() -> int:
+        torch.manual_seed(0)
+        new_ids = peer.generate(input_ids=ids, attention_mask=mask, **options)[:, width:]
+        ended = torch.isin(new_ids, ends).long()
+        return int((ended.cumsum(1) - ended == 0).sum())  # up to the first stop token, which counts
+
+    return run
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--models", nargs="+", metavar="SIZE", choices=SHAPES, help=f"of {', '.join(SHAPES)}")
+    parser.add_argument("--prompts", type=int, default=64)
+    parser.add_argument("--samples", type=int, default=4, help="of each prompt")
+    parser.add_argument("--new-tokens", type=int, default=96, help="longest answer")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--only-peers", action="store_true", help="leave the two tables about growth out")
+    parser.add_argument("--markdown", action="store_true", help="write docs/results/sampler-<device>.md")
+    a = parser.parse_args()
+    device = runs.choose_device(a.device)
+    dtype = runs.choose_dtype(a.dtype, device)
+    names = a.models or (["0.8M", "3M", "10M"] if device.type == "cpu" else ["135M", "0.5B"])
+    total = a.prompts * a.samples
+    page = Page("Generation", device)
+
+    def model_of(size: str, context: int = 64 + a.new_tokens) -> Transformer:
+        return make_model(size, context, device, dtype).eval()
+
+    def growth(intro: str, column: str, variants: dict[str, Run]) -> None:
+        page.head(intro, column, "tokens/s", "against the first")
+        rates = compare(variants, device, a.repeats)
+        first = statistics.median(next(iter(rates.values()))[0])
+        for name, (values, _) in rates.items():
+            page.row(name, spread(values), f"{statistics.median(values) / first:.2f}x")
+
+    page.head(
+        f"{a.prompts} prompts x {a.samples} samples, up to {a.new_tokens} new tokens, {str(dtype).removeprefix('torch.')}:",
+        "parameters", "transformers, tokens/s", "nanopcf, tokens/s", "ratio", "threads",
+    )  # fmt: skip
+    for size in names:
+        model = model_of(size)
+        prompts, stop = work(model.config.vocab_size, a.prompts)
+        found = {"nanopcf": ours(model, prompts, stop, a.samples, a.new_tokens, total)}
+        try:
+            found["transformers"] = theirs(model, prompts, stop, a.samples, a.new_tokens)
+        except ImportError:
+            print('(no transformers: pip install -e ".[bench]")', file=sys.stderr)
+        rates = compare(found, device, a.repeats)
+        mine, threads = rates["nanopcf"]
+        peer, ratio = "–", "–"
+        if "transformers" in rates:
+            peer, ratio = (
+                spread(rates["transformers"][0]),
+                statistics.median(mine) / statistics.median(rates["transformers"][0]),
+            )
+            ratio, threads = f"{ratio:.1f}x", f"{rates['transformers'][1]}, {threads}"
+        page.row(f"{model.parameter_count() / 1e6:.1f}M", peer, spread(mine), ratio, str(threads))
+    if not a.only_peers:
+        size = names[0]
+        model = model_of(size)
+        variants = {}
+        for times in (1, 4):
+            prompts, stop = work(model.config.vocab_size, times * a.prompts)
+            variants[f"{times * total}"] = ours(model, prompts, stop, a.samples, a.new_tokens, total)
+        growth(f"Does cost grow with work? {size}, {total} slots:", "sequences", variants)
+        prompts, stop = work(model.config.vocab_size, a.prompts)
+        variants = {
+            str(context): ours(model_of(size, context), prompts, stop, a.samples, a.new_tokens, total)
+            for context in (64 + a.new_tokens, 1024, 4096, 16384)
+        }
+        growth(f"Does an unused context cost? {size}:", "context of the model", variants)
+    if a.markdown:
+        page.write("sampler")
+
+
+if __name__ == "__main__":
+    main()
