@@ -8,6 +8,10 @@ Randomness is counted, not streamed: token t of sequence i uses the uniform numb
 doesn't depend on which other sequences share the batch, nor on the number of slots (up to the rounding of a matrix
 product whose number of rows differs). One uniform a token suffices, by inverting the cumulative distribution.
 
+On a GPU the host never waits for a token: lengths are known without asking, whether answers have ended is asked every
+eighth step (what a sequence draws after its end isn't read), and the step is replayed as a CUDA graph, captured at a
+few numbers of rows and lengths of the cache.
+
 The log-probs returned are those of the distribution that was sampled (temperature and top-p included), in float32.
 
 Left out: paged memory (a static cache plus refill is a fifth of the code), speculative decoding, beam search.
@@ -19,10 +23,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from nanopcf import runs
 from nanopcf.model import KVCache, Transformer
+
+PREFILL = 32  # prompts that go through the model together
 
 
 @dataclass
@@ -93,6 +100,9 @@ class Sampler:
                 f"sampler: max_length {max_length} is beyond the model's context of {model.config.max_length}"
             )
         self.model, self.slots, self.max_length = model, slots, max_length
+        on_gpu = model.head_weight.device.type == "cuda"
+        self.every = 8 if on_gpu else 1  # steps between two looks at which answers have ended
+        self.capture = capture_graph if on_gpu else None
 
     @torch.inference_mode()
     def generate(
@@ -111,7 +121,8 @@ class Sampler:
     ) -> list[Completion]:
         """n completions of each prompt, len(prompts) * n in order. Raises ValueError on a prompt that can't be continued.
 
-        `max_new_tokens`: for all, or one a prompt. `places`: which prompts of a larger batch these are (default: all), so that a part draws what the whole would have.
+        `max_new_tokens`: for all, or one a prompt. `places`: which prompts of a larger batch these are (default: all), so
+        that a part draws what the whole would have.
         progress(k) is called with the number of sequences that ended in a step, stream(i, token) with each token of
         sequence i as soon as it is drawn.
         """
@@ -127,33 +138,57 @@ class Sampler:
                 raise ValueError(
                     f"sampler: prompt {i} has {len(p)} tokens; need 1 to {self.max_length - 1} (max_length {self.max_length})"
                 )
+        if not prompts:
+            return []
         model, device = self.model, self.model.head_weight.device
         total = len(prompts) * n
         slots = min(self.slots, total)
         budget = [min(k, self.max_length - len(p)) for p, k in zip(prompts, limits, strict=True)]
-        longest_answer = max(budget, default=0)
+        longest = max(budget)
         # no cache beyond what can be written
-        length = max((len(p) + k for p, k in zip(prompts, budget, strict=True)), default=1)
+        length = max(len(p) + k for p, k in zip(prompts, budget, strict=True))
         first = np.array(range(len(prompts)) if places is None else places, dtype=np.int64) * n
         sequences = (first[:, None] + np.arange(n)).ravel()
-        uniforms = torch.from_numpy(counter_uniforms(seed, sequences, longest_answer)).to(device)
+        uniforms = torch.from_numpy(counter_uniforms(seed, sequences, longest)).to(device)
+        uniforms = F.pad(uniforms, (0, 1, 0, 1))  # for idle rows, and for steps after the last
         stop = torch.tensor(sorted(stop_ids), device=device)
-        # what comes out, filled in place; read once at the end
-        out_tokens = torch.zeros(total, longest_answer, dtype=torch.long, device=device)
-        out_logprobs = torch.zeros(total, longest_answer, device=device)
-        out_length, out_stopped = [0] * total, [False] * total
+        # what comes out, filled in place and read once at the end; the last row is that of idle slots
+        out_tokens = torch.zeros(total + 1, longest + 1, dtype=torch.long, device=device)
+        out_logprobs = torch.zeros(total + 1, longest + 1, device=device)
+        out_length = torch.zeros(total + 1, dtype=torch.long, device=device)
+        out_stopped = torch.zeros(total + 1, dtype=torch.bool, device=device)
 
         cache = KVCache(model.config, slots, length, device, model.head_weight.dtype)
         hidden = torch.zeros(slots, model.config.width, device=device, dtype=model.head_weight.dtype)
-        sequence = torch.zeros(slots, dtype=torch.long, device=device)  # which sequence sits in the slot
+        sequence = torch.full((slots,), total, device=device)  # which sequence sits in the slot
         made = torch.zeros(slots, dtype=torch.long, device=device)  # tokens it has made
         position = torch.zeros(slots, dtype=torch.long, device=device)  # where its next token will stand
         limit = torch.zeros(slots, dtype=torch.long, device=device)
+        ended = torch.zeros(slots, dtype=torch.bool, device=device)
+        token = torch.zeros(slots, dtype=torch.long, device=device)  # drawn last
 
+        def step(rows: int, S: int) -> None:
+            """Draw a token in rows 0..rows-1 and feed it to the model, which sees S positions. All in place."""
+            s, m, at = sequence[:rows], made[:rows].clamp(max=longest), position[:rows].clamp(max=length - 1)
+            token[:rows], logprob = sample(model.logits(hidden[:rows]), uniforms[s, m], temperature, top_p)
+            out_tokens[s, m], out_logprobs[s, m] = token[:rows], logprob
+            stopped = torch.isin(token[:rows], stop)
+            now = (stopped | (m + 1 >= limit[:rows])) & ~ended[:rows]
+            out_length[s] = torch.where(now, m + 1, out_length[s])
+            out_stopped[s] = torch.where(now, stopped, out_stopped[s])
+            ended[:rows] |= now
+            # (a row that has ended is fed too: it is refilled before anyone reads it)
+            hidden[:rows] = model(token[:rows, None], positions=at[:, None], kv_cache=cache, length=S)[:, 0]
+            made[:rows] += 1
+            position[:rows] += 1
+
+        replay = Replay(step, self.capture, slots, length) if self.capture else step
+        every = 1 if stream or progress else self.every
         queue = deque(range(total))
         prefilled = range(0)  # prompts whose keys and values wait in `scratch`
         free = list(range(slots))
         live = 0  # rows 0..live-1 of the cache are in use
+        top = [0] * slots  # host's copy of `position`
         while queue or live:
             # ---- 1. fill the free slots ----
             while free and queue:
@@ -163,70 +198,112 @@ class Sampler:
                     scratch, last_hidden = self._prefill([prompts[i] for i in prefilled])
                 take = min(len(free), len(queue), (prefilled.stop - first) * n - queue[0] % n)
                 ids = [queue.popleft() for _ in range(take)]
-                rows = torch.tensor([free.pop(0) for _ in range(take)], device=device)
+                chosen = [free.pop(0) for _ in range(take)]
+                rows = torch.tensor(chosen, device=device)
                 source = torch.tensor([i // n - prefilled.start for i in ids], device=device)
-                width = scratch.keys.shape[3]
-                cache.keys[:, rows, :, :width] = scratch.keys[:, source]
-                cache.values[:, rows, :, :width] = scratch.values[:, source]
+                width = max(len(prompts[i // n]) for i in ids)
+                cache.keys[:, rows, :, :width] = scratch.keys[:, source, :, :width]
+                cache.values[:, rows, :, :width] = scratch.values[:, source, :, :width]
                 hidden[rows] = last_hidden[source]
                 sequence[rows] = torch.tensor(ids, device=device)
                 made[rows] = 0
-                position[rows] = torch.tensor([len(prompts[i // n]) for i in ids], device=device)
+                ended[rows] = False
+                for row, i in zip(chosen, ids, strict=True):
+                    top[row] = len(prompts[i // n])
+                position[rows] = torch.tensor([top[row] for row in chosen], device=device)
                 limit[rows] = torch.tensor([budget[i // n] for i in ids], device=device)
-                live = max(live, int(rows.max()) + 1)
+                live = max(live, max(chosen) + 1)
             if free:  # the queue is empty: the last rows at work move into the idle ones' places
                 busy = sorted(set(range(live)) - set(free))
                 live, free = len(busy), []
                 if live == 0:
                     break
                 moved = [row for row in busy if row >= live]
+                holes = sorted(set(range(live)) - set(busy))
                 if moved:
-                    source = torch.tensor(moved, device=device)
-                    target = torch.tensor(sorted(set(range(live)) - set(busy)), device=device)
-                    for state in (hidden, sequence, made, position, limit):
+                    source, target = torch.tensor(moved, device=device), torch.tensor(holes, device=device)
+                    for state in (hidden, sequence, made, position, limit, ended):
                         state[target] = state[source]
-                    S = int(position[:live].max())
+                    S = max(top[row] for row in moved)
                     cache.keys[:, target, :, :S] = cache.keys[:, source, :, :S]
                     cache.values[:, target, :, :S] = cache.values[:, source, :, :S]
+                    for row, hole in zip(moved, holes, strict=True):
+                        top[hole] = top[row]
+                sequence[live:] = total
 
-            # ---- 2. draw a token in every slot ----
-            s, m = sequence[:live], made[:live]
-            token, logprob = sample(model.logits(hidden[:live]), uniforms[s, m], temperature, top_p)
-            out_tokens[s, m], out_logprobs[s, m] = token, logprob
-            if stream:
-                for i, t in zip(s.tolist(), token.tolist(), strict=True):
-                    stream(i, t)
-            m += 1
-            stopped = torch.isin(token, stop)
-            ended = stopped | (m >= limit[:live])
-            if ended.any():
-                done = ended.nonzero().squeeze(-1).tolist()
-                for row, i, k, was_stop in zip(
-                    done, s[ended].tolist(), m[ended].tolist(), stopped[ended].tolist(), strict=True
-                ):
-                    out_length[i], out_stopped[i] = k, was_stop
-                    free.append(row)
-                if progress:
-                    progress(len(done))
-            # ---- 3. feed it to the model ----
-            # (a slot that just ended is fed too: it is refilled before anyone reads it)
-            at = position[:live].clamp(max=length - 1)
-            hidden[:live] = model(token[:, None], positions=at[:, None], kv_cache=cache)[:, 0]
-            position[:live] += 1
+            # ---- 2. draw and feed, until it is time to look which answers have ended ----
+            for _ in range(every):
+                replay(live, min(length, max(top[:live]) + 1))
+                top = [p + 1 for p in top]
+                if stream:
+                    for i, t in zip(sequence[:live].tolist(), token[:live].tolist(), strict=True):
+                        stream(i, t)
+            done = ended[:live].nonzero().squeeze(-1).tolist()
+            free += done
+            if progress and done:
+                progress(len(done))
 
         tokens, logprobs = out_tokens.tolist(), out_logprobs.tolist()
         return [
-            Completion(i // n, tokens[i][:k], logprobs[i][:k], "stop" if out_stopped[i] else "length")
-            for i, k in enumerate(out_length)
+            Completion(i // n, tokens[i][:k], logprobs[i][:k], "stop" if stopped else "length")
+            for i, (k, stopped) in enumerate(
+                zip(out_length.tolist()[:-1], out_stopped.tolist()[:-1], strict=True)
+            )
         ]
 
     def _prefill(self, prompts: list[list[int]]) -> tuple[KVCache, Tensor]:
         """Keys and values of prompts (padded on the right) and the hidden state of each one's last token [P, D]."""
         model, device = self.model, self.model.head_weight.device
-        lengths = torch.tensor([len(p) for p in prompts], device=device)
-        width = int(lengths.max())
-        tokens = torch.tensor([p + [0] * (width - len(p)) for p in prompts], device=device)
-        positions = torch.arange(width, device=device).expand(len(prompts), width)
+        width = max(map(len, prompts))
         cache = KVCache(model.config, len(prompts), width, device, model.head_weight.dtype)
-        hidden = model(tokens, positions=positions, kv_cache=cache)
-        return cache, hidden[torch.arange(len(prompts), device=device), lengths - 1]
+        last = torch.zeros(len(prompts), model.config.width, device=device, dtype=model.head_weight.dtype)
+        # prompts of like lengths together: little padding
+        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+        for part in (order[i : i + PREFILL] for i in range(0, len(order), PREFILL)):
+            lengths = [len(prompts[i]) for i in part]
+            W = max(lengths)
+            tokens = torch.tensor([prompts[i] + [0] * (W - len(prompts[i])) for i in part], device=device)
+            own = KVCache(model.config, len(part), W, device, model.head_weight.dtype)
+            hidden = model(
+                tokens, positions=torch.arange(W, device=device).expand(len(part), W), kv_cache=own, length=W
+            )
+            rows = torch.tensor(part, device=device)
+            cache.keys[:, rows, :, :W], cache.values[:, rows, :, :W] = own.keys, own.values
+            last[rows] = hidden[
+                torch.arange(len(part), device=device), torch.tensor(lengths, device=device) - 1
+            ]
+        return cache, last
+
+
+class Replay:
+    """step(rows, S) with both rounded up to a few values, so that a captured step can be replayed.
+
+    The first call of a pair runs as it is (which also warms the libraries up), the second is captured. Rows beyond the
+    live ones are idle: what they draw goes to a row of the output that nobody reads.
+    """
+
+    def __init__(self, step: Callable[[int, int], None], capture: Callable, slots: int, length: int) -> None:
+        self.step, self.capture, self.slots, self.length = step, capture, slots, length
+        self.captured: dict[tuple[int, int], Callable[[], None] | None] = {}
+
+    def __call__(self, live: int, S: int) -> None:
+        rows = self.slots
+        while rows // 2 >= live:
+            rows //= 2
+        S = min(self.length, -(-S // 64) * 64)
+        key = (rows, S)
+        if key not in self.captured:
+            self.captured[key] = None
+            self.step(rows, S)
+            return
+        if self.captured[key] is None:
+            self.captured[key] = self.capture(lambda: self.step(rows, S))
+        self.captured[key]()
+
+
+def capture_graph(work: Callable[[], None]) -> Callable[[], None]:
+    """A CUDA graph of work(): capturing runs nothing, replaying costs one launch."""
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        work()
+    return graph.replay

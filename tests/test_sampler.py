@@ -110,3 +110,21 @@ def test_limits(model):
         sampler.generate([[]], max_new_tokens=3)
     with pytest.raises(ValueError, match="beyond the model's context"):
         Sampler(model, slots=2, max_length=65)
+
+
+@pytest.mark.parametrize(("slots", "n"), [(8, 3), (3, 2), (1, 1)])
+def test_a_gpu_s_schedule_draws_the_same(model, slots, n):
+    """Looks every eighth step, and steps replayed at rounded rows and lengths: rows that idle or have ended draw on, and
+    nothing of it shows. The capture here just calls the step again, as a replay would."""
+    prompts = [[1], [2, 3, 4, 5, 6], [7] * 20, [8, 9], [5] * 11]
+    options = dict(n=n, max_new_tokens=[20, 30, 7, 1, 25], temperature=1.0, stop_ids=[3, 9], seed=5)
+    want = Sampler(model, slots=slots, max_length=64).generate(prompts, **options)
+    sampler = Sampler(model, slots=slots, max_length=64)
+    captures = []
+    sampler.every, sampler.capture = 8, lambda work: captures.append(1) or work
+    got = sampler.generate(prompts, **options)
+    assert [(c.tokens, c.finish_reason) for c in got] == [(c.tokens, c.finish_reason) for c in want]
+    for a, b in zip(got, want, strict=True):
+        assert a.logprobs == pytest.approx(b.logprobs, abs=1e-5)
+    assert 0 < len(captures) <= 4 * 2  # a few rows, one or two lengths
+    assert {c.finish_reason for c in want} == {"stop", "length"} and len({len(c.tokens) for c in want}) > 3 or slots == 1
