@@ -299,6 +299,7 @@ def main(c: RLConfig) -> list[dict]:
         trained_lengths = lengths.masked_fill(truncated, 0) if recipe.overlong == "filter" else lengths
 
         # ---- 5. update ----
+        scored = time.perf_counter()
         first_of = [0, *np.cumsum(sizes)]  # sequence of each group, token of each sequence
         token_of = [0, *lengths.cumsum(0).tolist()]
         losses, norms = [], []
@@ -377,8 +378,11 @@ def main(c: RLConfig) -> list[dict]:
             loss=sum(losses),
             grad_norm=float(np.mean(norms)),
             lr=lr,
+            seconds=now - began,
             tokens_per_s=round(generated_tokens / (now - began)),
             generation_share=(generated - began) / (now - began),
+            scoring_share=(scored - generated) / (now - began),
+            update_share=(now - scored) / (now - began),
             peak_memory_mib=torch.cuda.max_memory_allocated() / 2**20 if device.type == "cuda" else None,
         )
         spent = 0 < c.max_flops <= state["x"]
@@ -401,7 +405,7 @@ def main(c: RLConfig) -> list[dict]:
             save()
         shown = f"signal {row['signal_share']:.2f}"
         shown = shown if row["pass_rate"] is None else f"pass {row['pass_rate']:.2f}, {shown}"
-        bar.set_postfix_str(shown, refresh=False)
+        bar.set_postfix_str(f"{shown}, {row['generation_share']:.0%} generating", refresh=False)
 
     # ---- 7. the end: the policy, and its curve ----
     parallel.wait()

@@ -127,4 +127,6 @@ def test_a_gpu_s_schedule_draws_the_same(model, slots, n):
     for a, b in zip(got, want, strict=True):
         assert a.logprobs == pytest.approx(b.logprobs, abs=1e-5)
     assert 0 < len(captures) <= 4 * 2  # a few rows, one or two lengths
-    assert {c.finish_reason for c in want} == {"stop", "length"} and len({len(c.tokens) for c in want}) > 3 or slots == 1
+    assert (
+        {c.finish_reason for c in want} == {"stop", "length"} and len({len(c.tokens) for c in want}) > 3
+    ) or slots == 1
