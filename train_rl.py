@@ -60,6 +60,8 @@ class RLConfig:
     threads: int = 0  # CPU threads (0: 1 for a small model, else all cores)
     device: str = "auto"  # auto, cpu, cuda or mps
     dtype: str = "auto"  # float32 or bfloat16 (auto: bfloat16 on CUDA); the optimizer is float32
+    recompute: bool = False  # activations again in backward: less memory, a third more compute
+    dry_run: bool = False  # longest answers, longest rows: say whether they fit, and write nothing
     resume: bool = False  # continue the run in --out
 
     def __post_init__(self) -> None:
@@ -152,6 +154,32 @@ def together(parts: list[Tensor]) -> Tensor:
     return torch.cat([t for part in parallel.gathered([own]) for t in part])
 
 
+def try_longest(
+    model: torch.nn.Module, optimizer: Optimizer, sampler: Sampler, c: RLConfig, prompt: list[int], device
+) -> None:
+    """The longest prompt in every slot, answered to the limit; then one update on --micro-rows rows of that length."""
+    length = max(len(prompt) + c.max_new_tokens, c.pack_length)
+    rows = pack([Sequence([0] * length, 1)] * min(c.micro_rows, c.update_prompts * c.group), length)
+    rows = rows.map(lambda t: t.to(device))
+    zeros = torch.zeros(rows.tokens.numel(), device=device)
+
+    def generate() -> None:
+        prompts = [prompt] * sampler.slots
+        sampler.generate(prompts, max_new_tokens=c.max_new_tokens, temperature=c.temperature)
+
+    def update() -> None:
+        hidden = model(rows.tokens, positions=rows.positions, documents=rows.documents)[rows.trained]
+        terms = [zeros[: len(hidden)]] * 4 + [zeros[: len(hidden)].bool()]
+        loss, _ = kernels.linear_token_loss(
+            hidden, model.head_weight, rows.targets[rows.trained], partial(rl_loss, recipe=c.recipe), terms
+        )
+        loss.backward()
+        optimizer.step(0.0, c.clip)
+
+    runs.try_out(f"generating {sampler.slots} answers of {c.max_new_tokens} tokens", generate, device)
+    runs.try_out(f"an update of {len(rows.tokens)} rows of {length} tokens", update, device)
+
+
 def mean(values: Tensor) -> float | None:
     return values.float().mean().item() if len(values) else None
 
@@ -176,12 +204,16 @@ def main(c: RLConfig) -> list[dict]:
     # an expert longer than the limit is cut there, and then has no end token
     experts = [tokenizer.encode_answer(e.trajectory)[: c.max_new_tokens] for e in train]
     problems = [Problem(ids, e.answer, x) for ids, e, x in zip(prompt_ids, train, experts, strict=True)]
-    out = runs.open_run(c.out, c, c.resume, free=("device", "threads"))
     reference = copy.deepcopy(model)  # where RL started: for the KL term and the KL metric
+    model.recompute = c.recompute
     optimizer = Optimizer(model, c.weight_decay)
     longest = max(map(len, prompt_ids + val_ids)) + c.max_new_tokens
     slots = c.slots or slots_that_fit(model, longest)
     sampler = Sampler(model, slots=slots, max_length=model.config.max_length)
+    if c.dry_run:
+        try_longest(model, optimizer, sampler, c, max(prompt_ids, key=len), device)
+        return []
+    out = runs.open_run(c.out, c, c.resume, free=("device", "threads"))
     # drawn: rounds of prompts; x: FLOPs spent; ended: by compute or for want of a signal
     state = {"step": 0, "updates": 0, "drawn": 0, "x": 0.0, "ended": False}
     saved = runs.checkpoints(out)
@@ -423,6 +455,8 @@ def main(c: RLConfig) -> list[dict]:
 
 
 def print_curve(curve: list[dict]) -> None:
+    if not curve:  # a dry run
+        return
     print(f"{'step':>6} {'FLOPs':>10} {'score':>7}")
     for point in curve:
         print(f"{point['step']:>6} {point['x']:>10.3g} {point['score']:>7.1%}")

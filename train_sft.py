@@ -40,6 +40,8 @@ class SFTConfig:
     threads: int = 0  # CPU threads (0: 1 for a small model, else all cores)
     device: str = "auto"  # auto, cpu, cuda or mps
     dtype: str = "auto"  # float32 or bfloat16 (auto: bfloat16 on CUDA); the optimizer is float32
+    recompute: bool = False  # activations again in backward: less memory, a third more compute
+    dry_run: bool = False  # one step of the longest rows: say whether it fits, and write nothing
     resume: bool = False  # continue the run in --out
 
     def __post_init__(self) -> None:
@@ -95,6 +97,18 @@ def validation_loss(model: torch.nn.Module, rows: Rows, micro_rows: int) -> floa
     return parallel.summed(total) / int(rows.trained.sum())
 
 
+def try_longest(model: torch.nn.Module, optimizer: Optimizer, c: SFTConfig, longest: int, device) -> None:
+    """One optimizer step on --micro-rows full rows, every token trained: no step of the run needs more memory."""
+    length = max(longest, c.pack_length)
+    rows = pack([Sequence([0] * length, 1)] * min(c.micro_rows, c.batch), length).map(lambda t: t.to(device))
+
+    def work() -> None:
+        sft_loss(model, rows).backward()
+        optimizer.step(0.0, c.clip)
+
+    runs.try_out(f"a step of {len(rows.tokens)} rows of {length} tokens", work, device)
+
+
 def main(c: SFTConfig) -> list[dict]:
     """Train; return the checkpoints as dicts of step, x_sft (FLOPs), val_loss and regime."""
     # ---- 1. setup ----
@@ -115,9 +129,13 @@ def main(c: SFTConfig) -> list[dict]:
         )
         for file in (c.train, c.val)
     )
+    model.recompute = c.recompute
+    optimizer = Optimizer(model, c.weight_decay)
+    if c.dry_run:
+        try_longest(model, optimizer, c, max(len(s.tokens) for s in train), device)
+        return []
     out = runs.open_run(c.out, c, c.resume, free=("device", "threads"))
     val_rows = pack(val, c.pack_length)
-    optimizer = Optimizer(model, c.weight_decay)
 
     mean_length = sum(len(s.tokens) for s in train) / len(train)
     step_flops = flops.sft_step(model.config, c.batch, mean_length)
@@ -191,6 +209,8 @@ def main(c: SFTConfig) -> list[dict]:
 
 
 def print_table(table: list[dict]) -> None:
+    if not table:  # a dry run
+        return
     print(f"{'step':>6} {'FLOPs':>10} {'val loss':>9}  regime")
     for r in table:
         print(f"{r['step']:>6} {r['x_sft']:>10.3g} {r['val_loss']:>9.4f}  {r['regime']}")

@@ -11,6 +11,7 @@ import platform
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -18,6 +19,11 @@ from pathlib import Path
 import torch
 
 from nanopcf import parallel
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
 
 
 def write_text(path: Path, text: str) -> None:
@@ -169,6 +175,30 @@ def free_memory(device: torch.device) -> int:
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
     except (OSError, StopIteration, ValueError):
         return 4 << 30
+
+
+def try_out(what: str, work: Callable[[], None], device: torch.device) -> None:
+    """Run work(), the heaviest step of a run, and say what it took. Raises ValueError when memory doesn't hold it."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    began = time.perf_counter()
+    try:
+        work()
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise ValueError(
+            f"{what}: doesn't fit in memory; fewer --micro-rows or --slots, or --recompute, need less"
+        ) from error
+    if device.type == "cuda":
+        peak, there = torch.cuda.max_memory_allocated(), torch.cuda.mem_get_info()[1]
+        memory = f"peak {peak / 2**30:.2f} of {there / 2**30:.1f} GiB"
+    elif resource is not None:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        memory = (
+            f"the process reached {peak / 2**30:.2f} GiB, {free_memory(device) / 2**30:.1f} GiB are free now"
+        )
+    else:
+        memory = "memory isn't known here"
+    announce(f"{what}: fits; {memory}; {time.perf_counter() - began:.2f} s")
 
 
 def environment(device: torch.device) -> dict:

@@ -388,3 +388,48 @@ def test_help_needs_no_torch(script):
     code = f"import sys, runpy; sys.modules['torch'] = None; sys.argv = ['{script}', '--help']; runpy.run_path('{script}', run_name='__main__')"
     result = run_script("-c", code)
     assert result.returncode == 0 and "--resume" in result.stdout, result.stderr
+
+
+def test_dry_runs_take_the_longest_step_and_write_nothing(sft, rl, tmp_path, capfd):
+    assert train_sft.main(replace(sft, dry_run=True, pack_length=48, micro_rows=3, batch=8)) == []
+    assert train_rl.main(replace(rl, dry_run=True, slots=5, micro_rows=7, pack_length=9)) == []
+    said = capfd.readouterr().err
+    assert "a step of 3 rows of 48 tokens: fits" in said
+    assert (
+        "generating 5 answers of 3 tokens: fits" in said and "an update of 7 rows of 9 tokens: fits" in said
+    )
+    assert not (tmp_path / "sft").exists() and not (tmp_path / "rl").exists()
+
+
+def test_a_dry_run_that_does_not_fit_says_so(sft, monkeypatch):
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(train_sft, "sft_loss", full)
+    with pytest.raises(ValueError, match="doesn't fit in memory; fewer --micro-rows"):
+        train_sft.main(replace(sft, dry_run=True))
+
+
+def test_recomputed_activations_change_no_gradient_and_are_fewer(sft, rl, tmp_path, model):
+    """Bit for bit on the CPU; and what autograd keeps of a forward pass shrinks to the blocks' inputs."""
+    for c, module in (
+        (replace(sft, steps=3), train_sft),
+        (replace(rl, steps=2, algo="srft", train=sft.train), train_rl),
+    ):
+        folders = [tmp_path / f"{module.__name__}-{recompute}" for recompute in (False, True)]
+        for recompute, out in zip((False, True), folders, strict=True):
+            module.main(replace(c, recompute=recompute, out=str(out)))
+        a, b = (last_weights(out) for out in folders)
+        assert all(torch.equal(a[k], b[k]) for k in a)
+
+    def kept() -> int:
+        sizes = {}
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda t: sizes.setdefault(t.data_ptr(), t.numel()) and t, lambda t: t
+        ):
+            model(torch.zeros(4, 32, dtype=torch.long))
+        return sum(sizes.values())
+
+    everything = kept()
+    model.recompute = True
+    assert kept() < everything / 3
