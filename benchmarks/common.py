@@ -1,6 +1,7 @@
 """What the benchmarks share: shapes, contestants taking turns, and the page that a table is written to."""
 
 import datetime
+import os
 import platform
 import statistics
 import sys
@@ -62,6 +63,31 @@ def compare(
             t, tokens = seconds(run, device)
             rates[name].append(tokens / t)
     return {name: (rates[name], threads[name]) for name in contestants}
+
+
+def peak_bytes(call: Callable, device: torch.device) -> int:
+    """The most that call() held at once beyond what was there: the allocator's own record."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        call()
+        return torch.cuda.max_memory_allocated() - before
+    saved = os.dup(2)
+    with open(os.devnull, "w") as silent:  # the profiler's own notes
+        os.dup2(silent.fileno(), 2)
+        try:
+            with torch.profiler.profile(profile_memory=True) as profile:
+                call()
+        finally:
+            os.dup2(saved, 2)
+            os.close(saved)
+    held = peak = 0
+    for event in profile.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            held += event.nbytes()
+            peak = max(peak, held)
+    return peak
 
 
 def spread(rates: list[float]) -> str:

@@ -32,12 +32,10 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from common import ROOT, peak_bytes  # it also puts the repository first on the path: `kernels` is the package
 from torch import Tensor
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-
-import kernels  # noqa: E402
+import kernels
 
 CPU_SHAPES = [(2048, D, V) for D in (256, 576) for V in (512, 8192, 49152)]
 GPU_SHAPES = [
@@ -132,31 +130,6 @@ def seconds(call: Callable, device: torch.device) -> float:
     last.record()
     torch.cuda.synchronize()
     return first.elapsed_time(last) / 1e3
-
-
-def peak_bytes(call: Callable, device: torch.device) -> int:
-    """The most that call() held at once beyond what was there: the allocator's own record."""
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        call()
-        return torch.cuda.max_memory_allocated() - before
-    saved = os.dup(2)
-    with open(os.devnull, "w") as silent:  # the profiler's own notes
-        os.dup2(silent.fileno(), 2)
-        try:
-            with torch.profiler.profile(profile_memory=True) as profile:
-                call()
-        finally:
-            os.dup2(saved, 2)
-            os.close(saved)
-    held = peak = 0
-    for event in profile.profiler.kineto_results.events():
-        if event.name() == "[memory]":
-            held += event.nbytes()
-            peak = max(peak, held)
-    return peak
 
 
 def machine_rates(device: torch.device, dtype: torch.dtype) -> tuple[float, float]:
