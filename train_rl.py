@@ -220,7 +220,7 @@ def main(c: RLConfig) -> list[dict]:
     if saved:
         state = checkpoint.load_training(saved[-1][1], model, optimizer)
         runs.announce(f"resuming after step {state['step']}")
-    metrics = runs.Metrics(out, state["step"])
+    metrics = runs.Metrics(out, state["step"] if saved else -1)
     runs.announce(runs.header(device, threads, dtype))
     kernels.path(None, device)  # says which one
     runs.announce(
@@ -268,189 +268,200 @@ def main(c: RLConfig) -> list[dict]:
         parallel.wait()
 
     # ---- 2. the loop ----
-    if not saved:
-        metrics.log(step=0, x=0.0, score=evaluate(c.eval_temperature), greedy=evaluate(0.0))
-    bar = tqdm(
-        range(state["step"], state["step"] if state["ended"] else c.steps),
-        initial=state["step"],
-        total=c.steps,
-        desc=f"RL {out.name}",
-        leave=False,
-        mininterval=0.5,
-        disable=parallel.rank() > 0,
-    )
-    for step in bar:
-        began = time.perf_counter()
-        # ---- 3. rollouts (dynamic sampling: rounds, until enough groups have a signal) ----
-        progress = state["x"] / c.max_flops if c.max_flops else step / c.steps
-        groups: list[Group] = []
-        seen: list[Group] = []
-        for _ in range(c.max_rounds if recipe.dynamic_sampling else 1):
-            prompts = c.round_prompts if recipe.dynamic_sampling else c.prompts
-            fresh = draw_groups(state["drawn"], prompts, progress)
-            state["drawn"] += 1
-            seen += fresh
-            groups += [g for g in fresh if not recipe.dynamic_sampling or has_signal(g.rewards[None])[0]]
-            if len(groups) >= c.prompts:
-                break
-        groups = groups[: c.prompts]  # the surplus is dropped, as in DAPO
-        generated = time.perf_counter()
-
-        x_before = state["x"]
-        state["x"] += step_flops(model.config, recipe, seen, groups)
-        if not groups:
-            runs.announce(
-                f"{out.name}: no prompt gave a signal in {c.max_rounds} rounds; RL ends at step {step}"
-            )
-            state["ended"] = True
-            break
-
-        # ---- 4. rewards and advantages: a number a sequence (B of them), or a token (N) ----
-        rollouts = [r for g in groups for r in g.rollouts]
-        sequences = [Sequence(g.prompt + r.tokens, len(g.prompt)) for g in groups for r in g.rollouts]
-        lengths = torch.tensor([len(r.tokens) for r in rollouts])
-        truncated = torch.tensor([r.truncated for r in rollouts])
-        correct = torch.tensor([r.correct for r in rollouts])
-        sampled = torch.tensor([lp for r in rollouts for lp in r.logprobs])
-        expert = torch.tensor([t < r.expert for r in rollouts for t in range(len(r.tokens))])
-        old, ref = sampled, None
-        rows = pack(sequences, c.pack_length)
-        if c.old_logprobs == "recomputed" or recipe.needs_old:
-            old, _ = score_tokens(model, rows, c.micro_rows, len(sampled), c.temperature)
-            if recipe.expert != "prefix":
-                old = torch.where(expert, sampled, old)
-        if recipe.kl_coef:
-            ref, _ = score_tokens(reference, rows, c.micro_rows, len(sampled), c.temperature)
-        rewards = correct.clone()
-        if recipe.overlong == "soft":
-            rewards += overlong_penalty(lengths, c.max_new_tokens, c.overlong_cache)
-        if recipe.kl_coef and recipe.kl_place == "reward":
-            rewards -= recipe.kl_coef * kl_in_reward(torch.where(expert, ref, old), ref, lengths)
-        sizes = [len(g.rollouts) for g in groups]
-        advantages = torch.cat([group_advantages(r[None], recipe.advantage)[0] for r in rewards.split(sizes)])
-        trained_lengths = lengths.masked_fill(truncated, 0) if recipe.overlong == "filter" else lengths
-
-        # ---- 5. update ----
-        scored = time.perf_counter()
-        first_of = [0, *np.cumsum(sizes)]  # sequence of each group, token of each sequence
-        token_of = [0, *lengths.cumsum(0).tolist()]
-        losses, norms = [], []
-        entropies, deltas, clipped = [], [], []  # of this process's tokens
-        for first in range(0, len(groups), c.update_prompts):
-            part = slice(first_of[first], first_of[min(first + c.update_prompts, len(groups))])
-            flat = slice(token_of[part.start], token_of[part.stop])
-            packed = pack(sequences[part], c.pack_length)
-            current = None
-            if recipe.needs_current:
-                current = score_tokens(model, packed, c.micro_rows, flat.stop - flat.start, c.temperature)
-            terms = token_terms(
-                recipe,
-                advantages=advantages[part],
-                correct=correct[part],
-                lengths=lengths[part],
-                trained_lengths=trained_lengths[part],
-                expert=expert[flat],
-                sampled=sampled[flat],
-                old=old[flat],
-                current=current,
-                max_length=c.max_new_tokens,
-            )
-            extras = [*terms] + ([ref[flat]] if recipe.kl_coef and recipe.kl_place == "loss" else [])
-            extras = [to_device(e) for e in extras]
-            loss_sum = 0.0
-            for rows in packed.map(lambda t: parallel.share(t).to(device)).split(c.micro_rows):
-                at = rows.index[rows.trained]
-                hidden = model(rows.tokens, positions=rows.positions, documents=rows.documents)
-                loss, stats = kernels.linear_token_loss(
-                    hidden[rows.trained],
-                    model.head_weight,
-                    rows.targets[rows.trained],
-                    partial(rl_loss, recipe=recipe),
-                    [e[at] for e in extras],
-                    temperature=c.temperature,
-                )
-                loss.backward()
-                loss_sum += loss.item()
-                entropies.append(stats["entropy"])
-                own = ~extras[4][at]
-                pair = clip_stats(stats["logprob"], extras[0][at], extras[1][at], recipe)
-                clipped.append(torch.stack(pair, dim=1)[own])
-                if first == 0:  # still the weights that sampled: sampler and trainer should agree
-                    deltas.append((stats["logprob"] - to_device(sampled[flat])[at])[own].abs())
-            losses.append(parallel.summed(loss_sum))
-            if not math.isfinite(losses[-1]):
-                raise ValueError(f"step {step + 1}: the loss is {losses[-1]}; try a lower --lr")
-            lr = learning_rate(
-                state["updates"], peak=c.lr, warmup=c.warmup, steps=c.steps, schedule=c.schedule
-            )
-            norms.append(optimizer.step(lr, c.clip, step + 1))
-            state["updates"] += 1
-        state["step"] = step + 1
-
-        # ---- 6. log, evaluate, save ----
-        now = time.perf_counter()
-        tried = [torch.tensor([r.correct for r in g.tried]) for g in seen]
-        generated_tokens = sum(len(g.prompt) + len(r.tokens) for g in seen for r in (g.tried or g.rollouts))
-        entropy, delta, clipped = (together(part) for part in (entropies, deltas, clipped))
-        row = dict(
-            step=step + 1,
-            x=state["x"],
-            pass_rate=mean(torch.cat(tried)),
-            reward=mean(rewards),
-            signal_share=float(np.mean([has_signal(g.rewards[None]).item() for g in seen])),
-            rounds=len(seen) / (c.round_prompts if recipe.dynamic_sampling else c.prompts),
-            length=mean(lengths),
-            truncated_share=mean(truncated),
-            expert_share=mean(expert),
-            entropy=mean(entropy),
-            clip_low=mean(clipped[:, 0]),
-            clip_high=mean(clipped[:, 1]),
-            delta_logprob_mean=mean(delta),
-            delta_logprob_max=delta.max().item() if len(delta) else None,
-            loss=sum(losses),
-            grad_norm=float(np.mean(norms)),
-            lr=lr,
-            seconds=now - began,
-            tokens_per_s=round(generated_tokens / (now - began)),
-            generation_share=(generated - began) / (now - began),
-            scoring_share=(scored - generated) / (now - began),
-            update_share=(now - scored) / (now - began),
-            peak_memory_mib=torch.cuda.max_memory_allocated() / 2**20 if device.type == "cuda" else None,
+    with runs.at_work(out) as asked:
+        if not saved:
+            metrics.log(step=0, x=0.0, score=evaluate(c.eval_temperature), greedy=evaluate(0.0))
+        bar = tqdm(
+            range(state["step"], state["step"] if state["ended"] else c.steps),
+            initial=state["step"],
+            total=c.steps,
+            desc=f"RL {out.name}",
+            leave=False,
+            mininterval=0.5,
+            disable=parallel.rank() > 0,
         )
-        spent = 0 < c.max_flops <= state["x"]
-        state["ended"] = spent
-        last = spent or step + 1 == c.steps
-        due = (step + 1) % c.eval_every == 0
-        if c.eval_flops:
-            due = state["x"] // c.eval_flops > x_before // c.eval_flops
-        if due or last:
-            row["score"] = evaluate(c.eval_temperature)
-            rows = pack(sequences, c.pack_length)
-            (now_logprob, _), (start_logprob, _) = (
-                score_tokens(m, rows, c.micro_rows, len(sampled), c.temperature) for m in (model, reference)
-            )
-            row["kl_to_start"] = mean(kl_penalty(now_logprob, start_logprob, "k3"))
-        metrics.log(**row)
-        if last:
-            break
-        if (step + 1) % c.checkpoint_every == 0:
-            save()
-        shown = f"signal {row['signal_share']:.2f}"
-        shown = shown if row["pass_rate"] is None else f"pass {row['pass_rate']:.2f}, {shown}"
-        bar.set_postfix_str(f"{shown}, {row['generation_share']:.0%} generating", refresh=False)
+        for step in bar:
+            began = time.perf_counter()
+            # ---- 3. rollouts (dynamic sampling: rounds, until enough groups have a signal) ----
+            progress = state["x"] / c.max_flops if c.max_flops else step / c.steps
+            groups: list[Group] = []
+            seen: list[Group] = []
+            for _ in range(c.max_rounds if recipe.dynamic_sampling else 1):
+                prompts = c.round_prompts if recipe.dynamic_sampling else c.prompts
+                fresh = draw_groups(state["drawn"], prompts, progress)
+                state["drawn"] += 1
+                seen += fresh
+                groups += [g for g in fresh if not recipe.dynamic_sampling or has_signal(g.rewards[None])[0]]
+                if len(groups) >= c.prompts:
+                    break
+            groups = groups[: c.prompts]  # the surplus is dropped, as in DAPO
+            generated = time.perf_counter()
 
-    # ---- 7. the end: the policy, and its curve ----
-    parallel.wait()
-    if not (out / "curve.json").exists():
-        save()
-        rows = runs.read_metrics(metrics.path)
-        curve = [{k: r[k] for k in ("step", "x", "score", "greedy") if k in r} for r in rows if "score" in r]
-        if curve[-1]["x"] < state["x"]:  # ended between two evaluations
-            curve.append({"step": state["step"], "x": state["x"], "score": evaluate(c.eval_temperature)})
-        curve[-1]["greedy"] = evaluate(0.0)
-        if parallel.rank() == 0:
-            runs.write_json(out / "curve.json", {"curve": curve})
+            x_before = state["x"]
+            state["x"] += step_flops(model.config, recipe, seen, groups)
+            if not groups:
+                runs.announce(
+                    f"{out.name}: no prompt gave a signal in {c.max_rounds} rounds; RL ends at step {step}"
+                )
+                state["ended"] = True
+                break
+
+            # ---- 4. rewards and advantages: a number a sequence (B of them), or a token (N) ----
+            rollouts = [r for g in groups for r in g.rollouts]
+            sequences = [Sequence(g.prompt + r.tokens, len(g.prompt)) for g in groups for r in g.rollouts]
+            lengths = torch.tensor([len(r.tokens) for r in rollouts])
+            truncated = torch.tensor([r.truncated for r in rollouts])
+            correct = torch.tensor([r.correct for r in rollouts])
+            sampled = torch.tensor([lp for r in rollouts for lp in r.logprobs])
+            expert = torch.tensor([t < r.expert for r in rollouts for t in range(len(r.tokens))])
+            old, ref = sampled, None
+            rows = pack(sequences, c.pack_length)
+            if c.old_logprobs == "recomputed" or recipe.needs_old:
+                old, _ = score_tokens(model, rows, c.micro_rows, len(sampled), c.temperature)
+                if recipe.expert != "prefix":
+                    old = torch.where(expert, sampled, old)
+            if recipe.kl_coef:
+                ref, _ = score_tokens(reference, rows, c.micro_rows, len(sampled), c.temperature)
+            rewards = correct.clone()
+            if recipe.overlong == "soft":
+                rewards += overlong_penalty(lengths, c.max_new_tokens, c.overlong_cache)
+            if recipe.kl_coef and recipe.kl_place == "reward":
+                rewards -= recipe.kl_coef * kl_in_reward(torch.where(expert, ref, old), ref, lengths)
+            sizes = [len(g.rollouts) for g in groups]
+            advantages = torch.cat(
+                [group_advantages(r[None], recipe.advantage)[0] for r in rewards.split(sizes)]
+            )
+            trained_lengths = lengths.masked_fill(truncated, 0) if recipe.overlong == "filter" else lengths
+
+            # ---- 5. update ----
+            scored = time.perf_counter()
+            first_of = [0, *np.cumsum(sizes)]  # sequence of each group, token of each sequence
+            token_of = [0, *lengths.cumsum(0).tolist()]
+            losses, norms = [], []
+            entropies, deltas, clipped = [], [], []  # of this process's tokens
+            for first in range(0, len(groups), c.update_prompts):
+                part = slice(first_of[first], first_of[min(first + c.update_prompts, len(groups))])
+                flat = slice(token_of[part.start], token_of[part.stop])
+                packed = pack(sequences[part], c.pack_length)
+                current = None
+                if recipe.needs_current:
+                    current = score_tokens(model, packed, c.micro_rows, flat.stop - flat.start, c.temperature)
+                terms = token_terms(
+                    recipe,
+                    advantages=advantages[part],
+                    correct=correct[part],
+                    lengths=lengths[part],
+                    trained_lengths=trained_lengths[part],
+                    expert=expert[flat],
+                    sampled=sampled[flat],
+                    old=old[flat],
+                    current=current,
+                    max_length=c.max_new_tokens,
+                )
+                extras = [*terms] + ([ref[flat]] if recipe.kl_coef and recipe.kl_place == "loss" else [])
+                extras = [to_device(e) for e in extras]
+                loss_sum = 0.0
+                for rows in packed.map(lambda t: parallel.share(t).to(device)).split(c.micro_rows):
+                    at = rows.index[rows.trained]
+                    hidden = model(rows.tokens, positions=rows.positions, documents=rows.documents)
+                    loss, stats = kernels.linear_token_loss(
+                        hidden[rows.trained],
+                        model.head_weight,
+                        rows.targets[rows.trained],
+                        partial(rl_loss, recipe=recipe),
+                        [e[at] for e in extras],
+                        temperature=c.temperature,
+                    )
+                    loss.backward()
+                    loss_sum += loss.item()
+                    entropies.append(stats["entropy"])
+                    own = ~extras[4][at]
+                    pair = clip_stats(stats["logprob"], extras[0][at], extras[1][at], recipe)
+                    clipped.append(torch.stack(pair, dim=1)[own])
+                    if first == 0:  # still the weights that sampled: sampler and trainer should agree
+                        deltas.append((stats["logprob"] - to_device(sampled[flat])[at])[own].abs())
+                losses.append(parallel.summed(loss_sum))
+                if not math.isfinite(losses[-1]):
+                    raise ValueError(f"step {step + 1}: the loss is {losses[-1]}; try a lower --lr")
+                lr = learning_rate(
+                    state["updates"], peak=c.lr, warmup=c.warmup, steps=c.steps, schedule=c.schedule
+                )
+                norms.append(optimizer.step(lr, c.clip, step + 1))
+                state["updates"] += 1
+            state["step"] = step + 1
+
+            # ---- 6. log, evaluate, save ----
+            now = time.perf_counter()
+            tried = [torch.tensor([r.correct for r in g.tried]) for g in seen]
+            generated_tokens = sum(
+                len(g.prompt) + len(r.tokens) for g in seen for r in (g.tried or g.rollouts)
+            )
+            entropy, delta, clipped = (together(part) for part in (entropies, deltas, clipped))
+            row = dict(
+                step=step + 1,
+                x=state["x"],
+                pass_rate=mean(torch.cat(tried)),
+                reward=mean(rewards),
+                signal_share=float(np.mean([has_signal(g.rewards[None]).item() for g in seen])),
+                rounds=len(seen) / (c.round_prompts if recipe.dynamic_sampling else c.prompts),
+                length=mean(lengths),
+                truncated_share=mean(truncated),
+                expert_share=mean(expert),
+                entropy=mean(entropy),
+                clip_low=mean(clipped[:, 0]),
+                clip_high=mean(clipped[:, 1]),
+                delta_logprob_mean=mean(delta),
+                delta_logprob_max=delta.max().item() if len(delta) else None,
+                loss=sum(losses),
+                grad_norm=float(np.mean(norms)),
+                lr=lr,
+                seconds=now - began,
+                tokens_per_s=round(generated_tokens / (now - began)),
+                generation_share=(generated - began) / (now - began),
+                scoring_share=(scored - generated) / (now - began),
+                update_share=(now - scored) / (now - began),
+                peak_memory_mib=torch.cuda.max_memory_allocated() / 2**20 if device.type == "cuda" else None,
+            )
+            spent = 0 < c.max_flops <= state["x"]
+            state["ended"] = spent
+            last = spent or step + 1 == c.steps
+            due = (step + 1) % c.eval_every == 0
+            if c.eval_flops:
+                due = state["x"] // c.eval_flops > x_before // c.eval_flops
+            if due or last:
+                row["score"] = evaluate(c.eval_temperature)
+                rows = pack(sequences, c.pack_length)
+                (now_logprob, _), (start_logprob, _) = (
+                    score_tokens(m, rows, c.micro_rows, len(sampled), c.temperature)
+                    for m in (model, reference)
+                )
+                row["kl_to_start"] = mean(kl_penalty(now_logprob, start_logprob, "k3"))
+            metrics.log(**row)
+            if last:
+                break
+            number = asked()
+            if (step + 1) % c.checkpoint_every == 0 or number:
+                save()
+            if number:
+                runs.leave(out, step + 1, number)
+            shown = f"signal {row['signal_share']:.2f}"
+            shown = shown if row["pass_rate"] is None else f"pass {row['pass_rate']:.2f}, {shown}"
+            bar.set_postfix_str(f"{shown}, {row['generation_share']:.0%} generating", refresh=False)
+
+        # ---- 7. the end: the policy, and its curve ----
         parallel.wait()
+        if not (out / "curve.json").exists():
+            save()
+            rows = runs.read_metrics(metrics.path)
+            curve = [
+                {k: r[k] for k in ("step", "x", "score", "greedy") if k in r} for r in rows if "score" in r
+            ]
+            if curve[-1]["x"] < state["x"]:  # ended between two evaluations
+                curve.append({"step": state["step"], "x": state["x"], "score": evaluate(c.eval_temperature)})
+            curve[-1]["greedy"] = evaluate(0.0)
+            if parallel.rank() == 0:
+                runs.write_json(out / "curve.json", {"curve": curve})
+            parallel.wait()
     return runs.read_json(out / "curve.json")["curve"]
 
 

@@ -143,16 +143,18 @@ def main(c: SFTConfig) -> list[dict]:
     if saved:
         start = checkpoint.load_training(saved[-1][1], model, optimizer)["step"]
         runs.announce(f"resuming after step {start}")
-    metrics = runs.Metrics(out, start)
+    metrics = runs.Metrics(out, start if saved else -1)
     runs.announce(runs.header(device, threads, dtype))
     kernels.path(None, device)  # says which one
     runs.announce(f"SFT: {len(train)} trajectories, {model.parameter_count():,} parameters")
 
-    def save(step: int) -> None:
+    def validate(step: int) -> None:
         loss = validation_loss(model, val_rows, c.micro_rows)
         if not math.isfinite(loss):
             raise ValueError(f"the validation loss at step {step} is {loss}; try a lower --lr")
         metrics.log(step=step, val_loss=loss, x_sft=step * step_flops)
+
+    def save(step: int) -> None:
         if parallel.rank() == 0:
             folder = out / "checkpoints" / f"step-{step}"
             checkpoint.save_training(folder, model, tokenizer, optimizer, {"step": step})
@@ -163,41 +165,53 @@ def main(c: SFTConfig) -> list[dict]:
         parallel.wait()
 
     # ---- 2. the loop ----
-    if start == 0 and not saved:
-        save(0)
-    bar = tqdm(
-        range(start, c.steps),
-        initial=start,
-        total=c.steps,
-        desc=f"SFT {out.name}",
-        leave=False,
-        mininterval=0.5,
-        disable=parallel.rank() > 0,
-    )
-    for step in bar:
-        began = time.perf_counter()
-        batch: list[Sequence] = [train[i] for i in batch_indices(len(train), c.batch, step, c.seed)]
-        rows = pack(batch, c.pack_length)
-        trained = int(rows.trained.sum())  # the denominator of the whole batch
-        total = 0.0
-        for part in rows.map(lambda t: parallel.share(t).to(device)).split(c.micro_rows):
-            loss = sft_loss(model, part) / trained
-            loss.backward()
-            total += loss.item()
-        loss = parallel.summed(total)
-        if not math.isfinite(loss):
-            raise ValueError(f"step {step + 1}: the loss is {loss}; try a lower --lr")
-        lr = learning_rate(step, peak=c.lr, warmup=c.warmup, steps=c.steps, schedule=c.schedule)
-        norm = optimizer.step(lr, c.clip, step + 1)
-        seconds = time.perf_counter() - began
-        tokens = sum(len(s.tokens) for s in batch)
-        # ---- 3. log, validate, save ----
-        if (step + 1) % c.checkpoint_every == 0 or step + 1 == c.steps:
-            metrics.log(
-                step=step + 1, train_loss=loss, grad_norm=norm, lr=lr, tokens_per_s=round(tokens / seconds)
-            )
-            save(step + 1)
-        bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
+    with runs.at_work(out) as asked:
+        if start == 0 and not saved:
+            validate(0)
+            save(0)
+        bar = tqdm(
+            range(start, c.steps),
+            initial=start,
+            total=c.steps,
+            desc=f"SFT {out.name}",
+            leave=False,
+            mininterval=0.5,
+            disable=parallel.rank() > 0,
+        )
+        for step in bar:
+            began = time.perf_counter()
+            batch: list[Sequence] = [train[i] for i in batch_indices(len(train), c.batch, step, c.seed)]
+            rows = pack(batch, c.pack_length)
+            trained = int(rows.trained.sum())  # the denominator of the whole batch
+            total = 0.0
+            for part in rows.map(lambda t: parallel.share(t).to(device)).split(c.micro_rows):
+                loss = sft_loss(model, part) / trained
+                loss.backward()
+                total += loss.item()
+            loss = parallel.summed(total)
+            if not math.isfinite(loss):
+                raise ValueError(f"step {step + 1}: the loss is {loss}; try a lower --lr")
+            lr = learning_rate(step, peak=c.lr, warmup=c.warmup, steps=c.steps, schedule=c.schedule)
+            norm = optimizer.step(lr, c.clip, step + 1)
+            seconds = time.perf_counter() - began
+            tokens = sum(len(s.tokens) for s in batch)
+            # ---- 3. log, validate, save ----
+            number = asked()
+            if (step + 1) % c.checkpoint_every == 0 or step + 1 == c.steps:
+                metrics.log(
+                    step=step + 1,
+                    train_loss=loss,
+                    grad_norm=norm,
+                    lr=lr,
+                    tokens_per_s=round(tokens / seconds),
+                )
+                validate(step + 1)
+                save(step + 1)
+            elif number:
+                save(step + 1)
+            if number:
+                runs.leave(out, step + 1, number)
+            bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
 
     # ---- 4. regimes ----
     rows = [r for r in runs.read_metrics(metrics.path) if "val_loss" in r]

@@ -153,7 +153,15 @@ def write_model(folder: Path, model: Transformer, tokenizer: TextTokenizer) -> N
     runs.write_json(folder / "generation_config.json", {"eos_token_id": hf["eos_token_id"]})
     tokenizer.save(folder / "tokenizer.json")
     weights = {k: v.detach().contiguous().cpu() for k, v in to_hf_weights(model).items()}
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    write_safetensors(weights, folder / "model.safetensors")
+
+
+def write_safetensors(tensors: dict[str, Tensor], path: Path) -> None:
+    """Raises OSError, as any other file does, when the disk is full."""
+    try:
+        save_file(tensors, path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        raise OSError(f"{path}: can't be written ({error})") from error
 
 
 def save(model: Transformer, tokenizer: TextTokenizer, path: str | Path) -> None:
@@ -277,7 +285,7 @@ def save_training(
 
     def write(temporary: Path) -> None:
         write_model(temporary, model, tokenizer)
-        save_file(optimizer.tensors(), temporary / "optimizer.safetensors")
+        write_safetensors(optimizer.tensors(), temporary / "optimizer.safetensors")
         runs.write_json(temporary / "state.json", state)
 
     runs.write_folder(folder, write)

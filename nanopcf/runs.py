@@ -9,10 +9,13 @@ import json
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -21,15 +24,23 @@ import torch
 from nanopcf import parallel
 
 try:
+    import fcntl
     import resource
 except ImportError:  # Windows
-    resource = None
+    fcntl = resource = None
 
 
 def write_text(path: Path, text: str) -> None:
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(text, encoding="utf-8")
+    flush(temporary)
     os.replace(temporary, path)
+
+
+def flush(path: Path) -> None:
+    """Out of the system's buffers, so that a renamed file is a whole one after a power cut too."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
 
 
 def write_json(path: Path, value: object) -> None:
@@ -55,11 +66,19 @@ def write_folder(path: Path, write: Callable[[Path], None]) -> None:
     temporary.mkdir(parents=True)
     try:
         write(temporary)
+        for file in temporary.iterdir():
+            flush(file)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    shutil.rmtree(path, ignore_errors=True)
+    older = path.with_name(
+        path.name + ".old"
+    )  # moved, not deleted: a kill here leaves a whole one of some name
+    shutil.rmtree(older, ignore_errors=True)
+    if path.exists():
+        os.replace(path, older)
     os.replace(temporary, path)
+    shutil.rmtree(older, ignore_errors=True)
 
 
 def open_run(out: str | Path, config: object, resume: bool, *, free: tuple[str, ...] = ()) -> Path:
@@ -90,6 +109,64 @@ def open_run(out: str | Path, config: object, resume: bool, *, free: tuple[str, 
         write_json(path, now)
     parallel.wait()
     return out
+
+
+@contextmanager
+def at_work(out: Path) -> Iterator[Callable[[], int]]:
+    """While a run is at work in its folder: no other process may be, and it can be stopped without loss.
+
+    The first SIGINT or SIGTERM is only noted, so that the loop can save and leave; a second one ends the process at once.
+    Yields asked() -> the number of the signal, or 0 (of any process, where there are several).
+    Raises ValueError naming the process that is at work there already.
+    """
+    noted: list[int] = []
+
+    def note(number: int, _frame: object) -> None:
+        if noted:
+            os._exit(128 + number)
+        noted.append(number)
+        announce("\nstopping after this step; once more to stop at once, unsaved")
+
+    with lock(out):
+        before = {}
+        if threading.current_thread() is threading.main_thread():  # signals go to the main thread alone
+            before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield lambda: max(parallel.gathered([noted[0] if noted else 0]))
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+@contextmanager
+def lock(out: Path) -> Iterator[None]:
+    """The system lets go of a lock when its owner dies: none is ever stale."""
+    if fcntl is None or parallel.rank() > 0:
+        yield
+        return
+    with (out / "lock").open("a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            owner = file.read().strip() or "unknown"
+            raise ValueError(
+                f"{out}: at work in it is {owner}; wait for its end, or choose another --out"
+            ) from error
+        except OSError:  # a file system without locks
+            pass
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {platform.node()}")
+        file.flush()
+        yield
+
+
+def leave(out: Path, step: int, number: int) -> None:
+    """The end of an interrupted run, after its checkpoint. Raises SystemExit(128 + number): 130 or 143."""
+    announce(
+        f"{out}: stopped by {signal.Signals(number).name} after step {step}, saved; the same command with --resume goes on"
+    )
+    raise SystemExit(128 + number)
 
 
 class Metrics:
