@@ -132,7 +132,7 @@ from nanopcf.evaluate import complete, pass_at_k
 from nanopcf.model import NANO, ModelConfig, Transformer
 from nanopcf.objectives import RECIPES
 from nanopcf.sampler import slots_that_fit
-from nanopcf.stages import Stages, run_parallel, watch
+from nanopcf.stages import Stages, resumable, run_parallel, watch
 from nanopcf.tasks import FAMILIES, Lore, make_examples
 from nanopcf.tokenizer import TextTokenizer, nano_tokenizer
 
@@ -555,10 +555,13 @@ def main(c: PipelineConfig) -> dict:
     out = Path(c.out or f"runs/{c.preset}")
     if (out / "config.json").exists() and not c.resume:
         raise ValueError(f"{out} already holds a run; continue it with --resume, or choose another --out")
-    if out.exists() and any(out.iterdir()) and not (out / "config.json").exists():
-        raise ValueError(f"{out} is not empty and not a run folder; choose another --out")
-    out.mkdir(parents=True, exist_ok=True)
-    runs.write_json(out / "config.json", asdict(c))
+    with runs.lock(out), resumable(out):
+        runs.write_json(out / "config.json", asdict(c))
+        return run(c, out, device)
+
+
+def run(c: PipelineConfig, out: Path, device: torch.device) -> dict:
+    """Every stage in its turn."""
     threads, workers = probe(c, device)
     runs.announce(runs.header(device, threads))
     kernels.path(None, device)  # says which one

@@ -50,6 +50,7 @@ class RLConfig:
     eval_samples: int = 1  # answers a validation problem
     eval_temperature: float = 0.7  # of the curve, as in the paper
     checkpoint_every: int = 50  # batches between checkpoints
+    keep: int = 0  # newest checkpoints to keep, besides the best (0: all)
     slots: int = 0  # sequences generated at a time (0: what memory holds, at most 256)
     pack_length: int = 128  # tokens a packed row
     micro_rows: int = 64  # packed rows a forward pass
@@ -73,8 +74,8 @@ class RLConfig:
         ).split():
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
-        if min(self.slots, self.threads, self.max_flops, self.eval_flops) < 0:
-            raise ValueError("--slots, --threads, --max-flops and --eval-flops can't be negative")
+        if min(self.slots, self.threads, self.keep, self.max_flops, self.eval_flops) < 0:
+            raise ValueError("--slots, --threads, --keep, --max-flops and --eval-flops can't be negative")
         if self.recipe.expert in ("beside", "prefix") and self.group < 2:
             raise ValueError(f"--group must be at least 2 with {self.algo}: the expert takes one place")
         if self.temperature <= 0:
@@ -104,7 +105,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 import kernels
-from nanopcf import checkpoint, parallel, runs
+from nanopcf import checkpoint, parallel, replay, runs
 from nanopcf.data import Format, Rows, Sequence, batch_indices, encode_prompts, pack, read_examples
 from nanopcf.evaluate import complete
 from nanopcf.objectives import (
@@ -213,20 +214,8 @@ def main(c: RLConfig) -> list[dict]:
     if c.dry_run:
         try_longest(model, optimizer, sampler, c, max(prompt_ids, key=len), device)
         return []
-    out = runs.open_run(c.out, c, c.resume, free=("device", "threads"))
     # drawn: rounds of prompts; x: FLOPs spent; ended: by compute or for want of a signal
     state = {"step": 0, "updates": 0, "drawn": 0, "x": 0.0, "ended": False}
-    saved = runs.checkpoints(out)
-    if saved:
-        state = checkpoint.load_training(saved[-1][1], model, optimizer)
-        runs.announce(f"resuming after step {state['step']}")
-    metrics = runs.Metrics(out, state["step"] if saved else -1)
-    runs.announce(runs.header(device, threads, dtype))
-    kernels.path(None, device)  # says which one
-    runs.announce(
-        f"RL: {c.algo}, {len(train)} prompts, {model.parameter_count():,} parameters\n"
-        "(on-policy the loss stays near 0: watch the reward, the gradient norm and the share of groups with signal)"
-    )
 
     def evaluate(temperature: float) -> float:
         options = dict(max_new_tokens=c.max_new_tokens, slots=slots, seed=c.seed, format=form)
@@ -261,14 +250,32 @@ def main(c: RLConfig) -> list[dict]:
         )
         return parallel.gathered(groups)
 
+    def check(step: int, what: str, value: float, rows: Rows, extras: list[Tensor] | None = None) -> None:
+        if not math.isfinite(value):
+            used = dict(recipe=recipe if extras else None, extras=extras, temperature=c.temperature)
+            replay.stop(out, f"step {step}: the {what} is {value}", model, tokenizer, rows, **used)
+
     def save() -> None:
         if parallel.rank() == 0:
             folder = out / "checkpoints" / f"step-{state['step']}"
             checkpoint.save_training(folder, model, tokenizer, optimizer, state)
+            scores = {r["step"]: r["score"] for r in runs.read_metrics(metrics.path) if "score" in r}
+            runs.prune(out, c.keep, scores)
         parallel.wait()
 
-    # ---- 2. the loop ----
-    with runs.at_work(out) as asked:
+    # ---- 2. the run folder, and where the run stands ----
+    with runs.open_run(c.out, c, c.resume, free=("device", "threads")) as out, runs.stoppable() as asked:
+        saved = runs.checkpoints(out)
+        if saved:
+            state = checkpoint.load_training(saved[-1][1], model, optimizer)
+            runs.announce(f"resuming after step {state['step']}")
+        metrics = runs.Metrics(out, state["step"] if saved else -1)
+        runs.announce(runs.header(device, threads, dtype))
+        kernels.path(None, device)  # says which one
+        runs.announce(
+            f"RL: {c.algo}, {len(train)} prompts, {model.parameter_count():,} parameters\n"
+            "(on-policy the loss stays near 0: watch the reward, the gradient norm and the share of groups with signal)"
+        )
         if not saved:
             metrics.log(step=0, x=0.0, score=evaluate(c.eval_temperature), greedy=evaluate(0.0))
         bar = tqdm(
@@ -316,6 +323,7 @@ def main(c: RLConfig) -> list[dict]:
             expert = torch.tensor([t < r.expert for r in rollouts for t in range(len(r.tokens))])
             old, ref = sampled, None
             rows = pack(sequences, c.pack_length)
+            check(step + 1, "sum of the sampled log-probs", sampled.sum().item(), rows)
             if c.old_logprobs == "recomputed" or recipe.needs_old:
                 old, _ = score_tokens(model, rows, c.micro_rows, len(sampled), c.temperature)
                 if recipe.expert != "prefix":
@@ -381,12 +389,12 @@ def main(c: RLConfig) -> list[dict]:
                     if first == 0:  # still the weights that sampled: sampler and trainer should agree
                         deltas.append((stats["logprob"] - to_device(sampled[flat])[at])[own].abs())
                 losses.append(parallel.summed(loss_sum))
-                if not math.isfinite(losses[-1]):
-                    raise ValueError(f"step {step + 1}: the loss is {losses[-1]}; try a lower --lr")
+                check(step + 1, "loss", losses[-1], packed, extras)
                 lr = learning_rate(
                     state["updates"], peak=c.lr, warmup=c.warmup, steps=c.steps, schedule=c.schedule
                 )
-                norms.append(optimizer.step(lr, c.clip, step + 1))
+                norms.append(optimizer.step(lr, c.clip))
+                check(step + 1, "gradient's norm", norms[-1], packed, extras)
                 state["updates"] += 1
             state["step"] = step + 1
 

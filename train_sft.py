@@ -32,6 +32,7 @@ class SFTConfig:
     pack_length: int = 128  # tokens a packed row
     micro_rows: int = 64  # packed rows a forward pass; the batch is accumulated over them
     checkpoint_every: int = 30  # steps between checkpoints (a validation each)
+    keep: int = 0  # newest checkpoints to keep, besides the best (0: all)
     chat: bool = False  # put each prompt into the model's chat template
     template: str = "{prompt}"  # text around each prompt
     max_length: int = 0  # tokens of an example at most (0: the model's context)
@@ -52,8 +53,8 @@ class SFTConfig:
             raise ValueError(f"--schedule must be constant or cosine, got {self.schedule!r}")
         if self.lr <= 0 or self.clip <= 0:
             raise ValueError("--lr and --clip must be above 0")
-        if self.threads < 0 or self.max_length < 0:
-            raise ValueError("--threads and --max-length can't be negative")
+        if min(self.threads, self.max_length, self.keep) < 0:
+            raise ValueError("--threads, --max-length and --keep can't be negative")
 
 
 if __name__ == "__main__":
@@ -66,7 +67,7 @@ import torch
 from tqdm import tqdm
 
 import kernels
-from nanopcf import checkpoint, flops, parallel, regimes, runs
+from nanopcf import checkpoint, flops, parallel, regimes, replay, runs
 from nanopcf.data import Format, Rows, Sequence, batch_indices, encode_examples, pack, read_examples
 from nanopcf.optim import Optimizer
 
@@ -134,41 +135,46 @@ def main(c: SFTConfig) -> list[dict]:
     if c.dry_run:
         try_longest(model, optimizer, c, max(len(s.tokens) for s in train), device)
         return []
-    out = runs.open_run(c.out, c, c.resume, free=("device", "threads"))
     val_rows = pack(val, c.pack_length)
 
     mean_length = sum(len(s.tokens) for s in train) / len(train)
     step_flops = flops.sft_step(model.config, c.batch, mean_length)
-    start, saved = 0, runs.checkpoints(out)
-    if saved:
-        start = checkpoint.load_training(saved[-1][1], model, optimizer)["step"]
-        runs.announce(f"resuming after step {start}")
-    metrics = runs.Metrics(out, start if saved else -1)
-    runs.announce(runs.header(device, threads, dtype))
-    kernels.path(None, device)  # says which one
-    runs.announce(f"SFT: {len(train)} trajectories, {model.parameter_count():,} parameters")
+
+    def check(step: int, what: str, value: float, rows: Rows) -> None:
+        if not math.isfinite(value):
+            replay.stop(out, f"step {step}: the {what} is {value}", model, tokenizer, rows)
 
     def validate(step: int) -> None:
         loss = validation_loss(model, val_rows, c.micro_rows)
-        if not math.isfinite(loss):
-            raise ValueError(f"the validation loss at step {step} is {loss}; try a lower --lr")
+        check(step, "validation loss", loss, val_rows)
         metrics.log(step=step, val_loss=loss, x_sft=step * step_flops)
 
     def save(step: int) -> None:
         if parallel.rank() == 0:
             folder = out / "checkpoints" / f"step-{step}"
             checkpoint.save_training(folder, model, tokenizer, optimizer, {"step": step})
-            for _, older in runs.checkpoints(out)[
-                :-1
-            ]:  # RL may start from any, training goes on from the last
+            lowest = {r["step"]: -r["val_loss"] for r in runs.read_metrics(metrics.path) if "val_loss" in r}
+            runs.prune(out, c.keep, lowest)
+            # RL may start from any, training goes on from the last
+            for _, older in runs.checkpoints(out)[:-1]:
                 (older / "optimizer.safetensors").unlink(missing_ok=True)
         parallel.wait()
 
-    # ---- 2. the loop ----
-    with runs.at_work(out) as asked:
+    # ---- 2. the run folder, and where the run stands ----
+    with runs.open_run(c.out, c, c.resume, free=("device", "threads")) as out, runs.stoppable() as asked:
+        start, saved = 0, runs.checkpoints(out)
+        if saved:
+            start = checkpoint.load_training(saved[-1][1], model, optimizer)["step"]
+            runs.announce(f"resuming after step {start}")
+        metrics = runs.Metrics(out, start if saved else -1)
+        runs.announce(runs.header(device, threads, dtype))
+        kernels.path(None, device)  # says which one
+        runs.announce(f"SFT: {len(train)} trajectories, {model.parameter_count():,} parameters")
         if start == 0 and not saved:
             validate(0)
             save(0)
+
+        # ---- 3. the loop ----
         bar = tqdm(
             range(start, c.steps),
             initial=start,
@@ -189,13 +195,13 @@ def main(c: SFTConfig) -> list[dict]:
                 loss.backward()
                 total += loss.item()
             loss = parallel.summed(total)
-            if not math.isfinite(loss):
-                raise ValueError(f"step {step + 1}: the loss is {loss}; try a lower --lr")
+            check(step + 1, "loss", loss, rows)
             lr = learning_rate(step, peak=c.lr, warmup=c.warmup, steps=c.steps, schedule=c.schedule)
-            norm = optimizer.step(lr, c.clip, step + 1)
+            norm = optimizer.step(lr, c.clip)
+            check(step + 1, "gradient's norm", norm, rows)
             seconds = time.perf_counter() - began
             tokens = sum(len(s.tokens) for s in batch)
-            # ---- 3. log, validate, save ----
+            # ---- 4. log, validate, save ----
             number = asked()
             if (step + 1) % c.checkpoint_every == 0 or step + 1 == c.steps:
                 metrics.log(
@@ -213,13 +219,14 @@ def main(c: SFTConfig) -> list[dict]:
                 runs.leave(out, step + 1, number)
             bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
 
-    # ---- 4. regimes ----
-    rows = [r for r in runs.read_metrics(metrics.path) if "val_loss" in r]
-    names = regimes.classify([r["step"] for r in rows], [r["val_loss"] for r in rows])
-    table = [{**r, "regime": name} for r, name in zip(rows, names, strict=True)]
-    if parallel.rank() == 0:
-        runs.write_json(out / "checkpoints.json", table)
-    return table
+        # ---- 5. regimes ----
+        rows = [r for r in runs.read_metrics(metrics.path) if "val_loss" in r]
+        names = regimes.classify([r["step"] for r in rows], [r["val_loss"] for r in rows])
+        there = {step for step, _ in runs.checkpoints(out)}  # --keep may have left fewer
+        table = [{**r, "regime": n} for r, n in zip(rows, names, strict=True) if r["step"] in there]
+        if parallel.rank() == 0:
+            runs.write_json(out / "checkpoints.json", table)
+        return table
 
 
 def print_table(table: list[dict]) -> None:

@@ -9,6 +9,7 @@ completions are kept, a JSONL file a data file, and --resume goes on where it st
 
 import json
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from math import comb
 from pathlib import Path
@@ -204,24 +205,26 @@ def main(c: EvaluateConfig) -> list[dict]:
     judge = verifier(c.verifier)
     for file in (*c.data, *c.ood):  # all of them, before hours go into the first
         read_examples(file, need=("prompt", "answer"))
-    if c.out:
-        runs.open_run(c.out, c, c.resume, free=("device", "threads", "show"))
-    runs.announce(runs.header(device, threads, model.head_weight.dtype))
-    if not c.out:
-        runs.announce("completions aren't saved; --out DIR keeps them")
-    scores = []
-    for file in (*c.data, *c.ood):
-        rows = evaluate_file(c, file, model, tokenizer, judge)
-        for r in rows[: c.show]:
-            said = "right" if r["correct"][0] else "wrong"
-            print(f"{r['prompt']}\n  -> {r['completions'][0]!r}  answer {r['answer']!r}: {said}")
-        scores.append(summary(Path(file).stem, file in c.ood, rows))
-    print(table(scores))
-    if c.out:
-        runs.write_json(
-            Path(c.out) / "scores.json", {"scores": scores, "environment": runs.environment(device)}
-        )
-    return scores
+    keeping = (
+        runs.open_run(c.out, c, c.resume, free=("device", "threads", "show")) if c.out else nullcontext()
+    )
+    with keeping:
+        runs.announce(runs.header(device, threads, model.head_weight.dtype))
+        if not c.out:
+            runs.announce("completions aren't saved; --out DIR keeps them")
+        scores = []
+        for file in (*c.data, *c.ood):
+            rows = evaluate_file(c, file, model, tokenizer, judge)
+            for r in rows[: c.show]:
+                said = "right" if r["correct"][0] else "wrong"
+                print(f"{r['prompt']}\n  -> {r['completions'][0]!r}  answer {r['answer']!r}: {said}")
+            scores.append(summary(Path(file).stem, file in c.ood, rows))
+        print(table(scores))
+        if c.out:
+            runs.write_json(
+                Path(c.out) / "scores.json", {"scores": scores, "environment": runs.environment(device)}
+            )
+        return scores
 
 
 if __name__ == "__main__":

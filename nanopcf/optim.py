@@ -42,10 +42,10 @@ class Optimizer:
         self.adamw = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.95), fused=True)
 
     @torch.no_grad()
-    def step(self, lr: float, clip: float, number: int = 0) -> float:
+    def step(self, lr: float, clip: float) -> float:
         """Sum the gradients over the processes, clip their norm, update, clear; returns the norm before clipping.
 
-        Raises ValueError naming step `number`, and changes no weight, when the norm is not finite.
+        When it isn't finite no weight changes: the caller is to stop.
         """
         for m in self.masters:
             if m.grad is None:  # a process without a row in this batch
@@ -53,7 +53,7 @@ class Optimizer:
         parallel.total([m.grad for m in self.masters])
         norm = nn.utils.clip_grad_norm_(self.masters, clip).item()
         if not math.isfinite(norm):
-            raise ValueError(f"step {number}: the gradient's norm is {norm}; try a lower --lr")
+            return norm
         for group in self.adamw.param_groups:
             group["lr"] = lr
         self.adamw.step()

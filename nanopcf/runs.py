@@ -6,6 +6,8 @@ renamed, so a reader (or a resumed run) only ever sees whole ones. Order of data
 """
 
 import json
+import math
+import multiprocessing
 import os
 import platform
 import shutil
@@ -71,94 +73,123 @@ def write_folder(path: Path, write: Callable[[Path], None]) -> None:
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    older = path.with_name(
-        path.name + ".old"
-    )  # moved, not deleted: a kill here leaves a whole one of some name
-    shutil.rmtree(older, ignore_errors=True)
-    if path.exists():
-        os.replace(path, older)
+    older = set_aside(path)
     os.replace(temporary, path)
     shutil.rmtree(older, ignore_errors=True)
 
 
-def open_run(out: str | Path, config: object, resume: bool, *, free: tuple[str, ...] = ()) -> Path:
-    """Make or re-enter the run folder. Fields named in `free` may differ on resume (device, threads ...).
+def set_aside(folder: Path) -> Path:
+    """Under another name, before it is removed: one that a kill leaves half removed must not pass for a whole one."""
+    older = folder.with_name(folder.name + ".old")
+    shutil.rmtree(older, ignore_errors=True)
+    if folder.exists():
+        os.replace(folder, older)
+    return older
 
-    Raises ValueError when the folder holds a run and resume is off, or holds a run of another config.
+
+@contextmanager
+def open_run(out: str | Path, config: object, resume: bool, *, free: tuple[str, ...] = ()) -> Iterator[Path]:
+    """Make or re-enter the run folder, and hold its lock. Fields named in `free` may differ on resume (device, threads ...).
+
+    Raises ValueError when the folder holds a run and resume is off, holds a run of another config, or when another
+    process is at work in it.
     """
     out = Path(out)
     if parallel.rank() > 0:
         parallel.wait()  # rank 0 opens it
-        return out
-    now = {k: v for k, v in json.loads(json.dumps(asdict(config))).items() if k not in ("resume", *free)}
-    path = out / "config.json"
-    if path.exists():
-        if not resume:
-            raise ValueError(f"{out} already holds a run; continue it with --resume, or choose another --out")
-        then = read_json(path)
-        changed = [k for k in now if then.get(k) != now[k]]
-        if changed:
-            k = changed[0]
-            raise ValueError(
-                f"{out} holds a run of another config: --{k.replace('_', '-')} was {then.get(k)!r}, is {now[k]!r}; choose another --out"
-            )
-    elif out.exists() and any(out.iterdir()):
-        raise ValueError(f"{out} is not empty and not a run folder; choose another --out")
-    else:
-        out.mkdir(parents=True, exist_ok=True)
-        write_json(path, now)
-    parallel.wait()
-    return out
-
-
-@contextmanager
-def at_work(out: Path) -> Iterator[Callable[[], int]]:
-    """While a run is at work in its folder: no other process may be, and it can be stopped without loss.
-
-    The first SIGINT or SIGTERM is only noted, so that the loop can save and leave; a second one ends the process at once.
-    Yields asked() -> the number of the signal, or 0 (of any process, where there are several).
-    Raises ValueError naming the process that is at work there already.
-    """
-    noted: list[int] = []
-
-    def note(number: int, _frame: object) -> None:
-        if noted:
-            os._exit(128 + number)
-        noted.append(number)
-        announce("\nstopping after this step; once more to stop at once, unsaved")
-
+        yield out
+        return
     with lock(out):
-        before = {}
-        if threading.current_thread() is threading.main_thread():  # signals go to the main thread alone
-            before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield lambda: max(parallel.gathered([noted[0] if noted else 0]))
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+        now = {k: v for k, v in json.loads(json.dumps(asdict(config))).items() if k not in ("resume", *free)}
+        path = out / "config.json"
+        then = read_json(path) if path.exists() else now
+        if path.exists() and not resume:
+            raise ValueError(f"{out} already holds a run; continue it with --resume, or choose another --out")
+        for k in now:
+            if then.get(k) != now[k]:
+                flag = "--" + k.replace("_", "-")
+                raise ValueError(
+                    f"{out} holds a run of another config: {flag} was {then.get(k)!r}, is {now[k]!r}; choose another --out"
+                )
+        if not path.exists():
+            write_json(path, now)
+        parallel.wait()
+        yield out
 
 
 @contextmanager
 def lock(out: Path) -> Iterator[None]:
-    """The system lets go of a lock when its owner dies: none is ever stale."""
-    if fcntl is None or parallel.rank() > 0:
-        yield
-        return
-    with (out / "lock").open("a+", encoding="utf-8") as file:
+    """Keep other processes out of a run folder, made here if need be.
+
+    The system lets go of a lock when its owner dies: none is ever stale.
+    Raises ValueError naming the process that is at work there, or when the folder holds something that is no run.
+    """
+    file = out / "lock"
+    if out.is_dir() and any(out.iterdir()) and not (file.exists() or (out / "config.json").exists()):
+        raise ValueError(f"{out} is not empty and not a run folder; choose another --out")
+    out.mkdir(parents=True, exist_ok=True)
+    with file.open("a+", encoding="utf-8") as held:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if fcntl is not None:
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            file.seek(0)
-            owner = file.read().strip() or "unknown"
+            held.seek(0)
+            owner = held.read().strip() or "another process"
             raise ValueError(
                 f"{out}: at work in it is {owner}; wait for its end, or choose another --out"
             ) from error
         except OSError:  # a file system without locks
             pass
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {platform.node()}")
-        file.flush()
+        held.truncate(0)
+        held.write(f"process {os.getpid()} on {platform.node()}")
+        held.flush()
         yield
+
+
+class SecondSignal:
+    """Called in a handler: is this the second signal? One at the heels of the first (0.1 s) is the first again:
+    `timeout` and schedulers send theirs to a process and once more to its group."""
+
+    first = math.inf
+
+    def __call__(self) -> bool:
+        self.first = min(self.first, time.monotonic())
+        return time.monotonic() - self.first > 0.1
+
+
+@contextmanager
+def stoppable() -> Iterator[Callable[[], int]]:
+    """The first SIGINT or SIGTERM is only noted, so that a loop can save and leave; a second one ends the process at once.
+
+    Yields asked() -> the number of the signal, or 0 (of any process, where there are several).
+    """
+    noted: list[int] = []
+
+    again = SecondSignal()
+    worker = (
+        multiprocessing.parent_process() is not None
+    )  # of a pipeline: when to end at once is the parent's affair
+
+    def note(number: int, _frame: object) -> None:
+        if again() and not worker:
+            os._exit(128 + number)
+        if not noted:
+            noted.append(number)
+            announce("\nstopping after this step; once more to stop at once, unsaved")
+
+    signals = (
+        (signal.SIGTERM,) if worker else (signal.SIGINT, signal.SIGTERM)
+    )  # Ctrl-C is passed on as SIGTERM
+    if threading.current_thread() is not threading.main_thread():  # signals go to the main thread alone
+        signals = ()
+    before = {number: signal.signal(number, note) for number in signals}
+    try:
+        yield lambda: max(parallel.gathered([noted[0] if noted else 0]))
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if worker and noted:  # it came too late for the loop: the worker is to end all the same
+        raise SystemExit(128 + noted[0])
 
 
 def leave(out: Path, step: int, number: int) -> None:
@@ -201,6 +232,15 @@ def checkpoints(out: Path) -> list[tuple[int, Path]]:
     """(step, folder) of every whole checkpoint of a run, by step."""
     found = [(int(p.name[5:]), p) for p in (out / "checkpoints").glob("step-*") if p.name[5:].isdigit()]
     return sorted(found)
+
+
+def prune(out: Path, keep: int, goodness: dict[int, float]) -> None:
+    """Remove all checkpoints of a run but the newest `keep` and the best of those whose goodness is known. keep=0: none."""
+    there = checkpoints(out)
+    best = max((step for step, _ in there if step in goodness), key=goodness.get, default=None)
+    for step, folder in there[:-keep] if keep else []:
+        if step != best:
+            shutil.rmtree(set_aside(folder))
 
 
 def choose_device(name: str) -> torch.device:

@@ -6,11 +6,15 @@ its files in NAME/. A changed setting thus reruns that stage and those after it,
 
 import json
 import multiprocessing
+import os
 import shutil
+import signal
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from contextlib import contextmanager
 from pathlib import Path
 
 from tqdm import tqdm
@@ -49,8 +53,53 @@ class Stages:
 
 
 def in_child(log: Path) -> None:
-    """Set up a worker process: what it says goes to the run's log, so the parent's bar stays whole."""
+    """Set up a worker process. What it says goes to the run's log, so the parent's bar stays whole; its end is the parent's
+    affair: Ctrl-C is passed on as SIGTERM, and a worker doesn't outlive a killed parent."""
     sys.stderr = log.open("a", encoding="utf-8", buffering=1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=end_with_parent, daemon=True).start()
+
+
+def end_with_parent() -> None:
+    multiprocessing.parent_process().join()
+    os._exit(1)
+
+
+def do_job(function: Callable, *arguments: object) -> object:
+    """A worker that was asked to end does so once its job has saved, instead of taking the next one."""
+    try:
+        return function(*arguments)
+    except SystemExit as ended:
+        os._exit(ended.code)
+
+
+@contextmanager
+def resumable(out: Path) -> Iterator[None]:
+    """SIGINT or SIGTERM ends the block by SystemExit 130 or 143; run_parallel then has its workers save. A second one
+    kills them and the process at once."""
+
+    def stop(number: int, _frame: object) -> None:
+        if again():
+            for child in multiprocessing.active_children():
+                child.kill()
+            os._exit(128 + number)
+        if noted:
+            return
+        noted.append(number)
+        name = signal.Signals(number).name
+        runs.announce(
+            f"\n{out}: stopped by {name}; the same command with --resume goes on (once more to stop at once)"
+        )
+        raise SystemExit(128 + number)
+
+    noted, again = [], runs.SecondSignal()
+    in_main = threading.current_thread() is threading.main_thread()
+    before = {n: signal.signal(n, stop) for n in (signal.SIGINT, signal.SIGTERM) if in_main}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def run_parallel(
@@ -69,7 +118,7 @@ def run_parallel(
     )
     pause = 0.5 if sys.stderr.isatty() else 15.0  # a log file needs no line every half second
     with bar, ProcessPoolExecutor(min(workers, len(jobs)), spawn, in_child, (log,)) as pool:
-        futures = {pool.submit(*job): name for name, job in jobs.items()}
+        futures = {pool.submit(do_job, *job): name for name, job in jobs.items()}
         try:
             pending = set(futures)
             while pending:
@@ -80,7 +129,7 @@ def run_parallel(
                 bar.set_postfix_str(text, refresh=False)
                 bar.update(round(100 * share) - bar.n if pending else 100 - bar.n)
                 bar.refresh()
-        except BaseException:  # an error or Ctrl-C: stop the others now, their folders can be resumed
+        except BaseException:  # an error or a signal: the others save and end, their folders can be resumed
             pool.shutdown(wait=False, cancel_futures=True)
             for child in multiprocessing.active_children():
                 child.terminate()

@@ -54,6 +54,10 @@ def model_dir(model, tmp_path) -> Path:
     return tmp_path / "model"
 
 
+# columns of metrics.jsonl that a clock wrote
+TIMED = {"seconds", "tokens_per_s", "generation_share", "scoring_share", "update_share"}
+
+
 def write_rows(path: Path, rows: list[dict]) -> str:
     path.write_text("".join(json.dumps(r) + "\n" for r in rows))
     return str(path)

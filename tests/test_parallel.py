@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, write_rows
+from conftest import ROOT, TIMED, write_rows
 from safetensors.torch import load_file
 
 from nanopcf.model import ModelConfig, Transformer
@@ -59,7 +59,7 @@ def test_sft_on_two_processes_is_sft_on_one(model_dir, files, tmp_path):
     one, two = metrics(tmp_path / "run1"), metrics(tmp_path / "run2")
     assert [r["step"] for r in one] == [r["step"] for r in two]
     for a, b in zip(one, two, strict=True):
-        for key in a.keys() - {"tokens_per_s"}:
+        for key in a.keys() - TIMED:
             assert a[key] == pytest.approx(b[key], rel=1e-5), key
     last = "checkpoints/step-4"
     assert same_weights(tmp_path / "run1" / last, tmp_path / "run2" / last) < 1e-5
@@ -76,7 +76,7 @@ def test_rl_on_two_processes_is_rl_on_one(model_dir, files, tmp_path):
     one, two = metrics(tmp_path / "run1"), metrics(tmp_path / "run2")
     assert len(one) == len(two) == 4
     for a, b in zip(one, two, strict=True):
-        for key in a.keys() - {"tokens_per_s", "generation_share", "peak_memory_mib"}:
+        for key in a.keys() - TIMED - {"peak_memory_mib"}:
             assert a[key] == pytest.approx(b[key], rel=1e-4, abs=1e-6), key
     assert json.loads((tmp_path / "run1" / "curve.json").read_text()) == json.loads(
         (tmp_path / "run2" / "curve.json").read_text()

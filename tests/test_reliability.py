@@ -3,7 +3,9 @@
 NANOPCF_KILLS=50 pytest tests/test_reliability.py -k killed        the longer run of the killing
 """
 
+import importlib
 import json
+import math
 import os
 import random
 import resource
@@ -14,15 +16,18 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, write_rows
+import torch
+from conftest import ROOT, TIMED, write_rows
 from safetensors.torch import load_file
 
-from nanopcf import runs
-from nanopcf.data import write_jsonl
+import train_rl
+from nanopcf import config, replay, runs
+from nanopcf.data import Sequence, pack, write_jsonl
+from nanopcf.optim import Optimizer
 from nanopcf.tasks import make_examples
+from nanopcf.tokenizer import nano_tokenizer
 
 KILLS = int(os.environ.get("NANOPCF_KILLS", "3"))
-TIMED = {"seconds", "tokens_per_s", "generation_share", "scoring_share", "update_share"}
 
 
 def command(script: str, model_dir: Path, tmp_path: Path, out: Path, steps: int = 40) -> list[str]:
@@ -137,22 +142,24 @@ def test_a_stopped_run_saves_says_how_to_go_on_and_does(number, code, model_dir,
     assert a[1].keys() == b[1].keys() and all(a[1][k].equal(b[1][k]) for k in a[1])
 
 
-def test_a_second_signal_ends_at_once(model_dir, tmp_path):
-    with runs.at_work(tmp_path) as asked:
+def test_a_second_signal_ends_at_once():
+    with runs.stoppable() as asked:
         assert asked() == 0
         os.kill(os.getpid(), signal.SIGTERM)
         assert asked() == signal.SIGTERM
-    code = f"""
-import os, signal
-from pathlib import Path
+    code = """
+import os, signal, time
 from nanopcf import runs
-with runs.at_work(Path({str(tmp_path)!r})):
+with runs.stoppable():
     os.kill(os.getpid(), signal.SIGINT)
+    os.kill(os.getpid(), signal.SIGINT)  # at the heels of the first: it counts as one
+    print("once", flush=True)
+    time.sleep(0.2)
     os.kill(os.getpid(), signal.SIGINT)
     print("never")
 """
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert result.returncode == 130 and "never" not in result.stdout
+    assert result.returncode == 130 and result.stdout.split() == ["once"]
 
 
 def test_a_full_disk_is_one_sentence_and_the_last_checkpoint_stays(model_dir, tmp_path):
@@ -194,3 +201,72 @@ def test_two_processes_do_not_share_a_run_folder(model_dir, tmp_path):
     assert third.poll() is None
     third.kill()
     third.communicate()
+
+
+def test_the_newest_and_the_best_checkpoints_are_kept(script, model_dir, tmp_path):
+    """--keep 2 of ten: the last two, and the best one (of those with a score, in RL)."""
+    arguments = [*command(script, model_dir, tmp_path, tmp_path / "run", steps=10), "--keep", "2"]
+    if script == "train_rl.py":
+        arguments[arguments.index("--eval-every") + 1] = "1"
+    else:
+        arguments += ["--lr", "1", "--warmup", "0"]  # the loss rises
+    finish(arguments)
+    column, sign = ("val_loss", -1) if script == "train_sft.py" else ("score", 1)
+    rows = [r for r in runs.read_metrics(tmp_path / "run" / "metrics.jsonl") if column in r]
+    first = 0 if script == "train_sft.py" else 1  # RL saves no checkpoint of where it starts
+    best = max((r for r in rows if r["step"] >= first), key=lambda r: sign * r[column])["step"]
+    assert [step for step, _ in runs.checkpoints(tmp_path / "run")] == sorted({best, 9, 10})
+    assert best < 9 or script == "train_rl.py"  # so the test shows something
+    if script == "train_sft.py":
+        table = json.loads((tmp_path / "run" / "checkpoints.json").read_text())
+        assert [r["step"] for r in table] == [best, 9, 10]
+
+
+def test_a_number_gone_wrong_is_replayed_to_the_module_and_the_gradients(model, tmp_path):
+    with torch.no_grad():
+        model.blocks[1].mlp.down.weight[3, 5] = float("nan")
+    rows = pack([Sequence([1, 2, 3, 4, 5], 2), Sequence([6, 7, 8], 1)], 5)
+    with pytest.raises(ValueError, match=r"step 7: the loss is nan; .*python -m nanopcf.replay"):
+        replay.stop(tmp_path, "step 7: the loss is nan", model, nano_tokenizer(), rows)
+    seen = replay.replay(tmp_path / "not-finite", torch.device("cpu"))
+    assert seen["module"] == "blocks.1.mlp.down" and math.isnan(seen["gradient_norm"])
+    assert "blocks.1.mlp.down.weight" in seen["gradients"] and len(seen["rows"]) == 2
+    done = subprocess.run(
+        [sys.executable, "-m", "nanopcf.replay", str(tmp_path / "not-finite")],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0 and "isn't finite: blocks.1.mlp.down\n" in done.stdout
+
+
+@pytest.mark.parametrize("name", ["train_sft", "train_rl"])
+def test_a_replay_is_the_step_that_failed(name, model_dir, tmp_path, monkeypatch):
+    """A gradient said to be infinite at the third step: loss and gradient of the kept batch are those of that step."""
+    module = importlib.import_module(name)
+    arguments = command(f"{name}.py", model_dir, tmp_path, tmp_path / "run", steps=5)[2:]
+    config_class = module.SFTConfig if name == "train_sft" else module.RLConfig
+    c = config.parse(config_class, "", arguments)
+    real, norms = Optimizer.step, []
+
+    def step(self, lr, clip):
+        norms.append(real(self, lr if len(norms) < 2 else 0.0, clip))
+        return norms[-1] if len(norms) < 3 else math.inf
+
+    monkeypatch.setattr(Optimizer, "step", step)
+    with pytest.raises(ValueError, match="the gradient's norm is inf"):
+        module.main(c)
+    seen = replay.replay(tmp_path / "run" / "not-finite", torch.device("cpu"))
+    assert seen["gradient_norm"] == pytest.approx(norms[2], rel=1e-4) and norms[2] > 0
+    assert seen["module"] is None and seen["gradients"] == []
+
+
+def test_a_policy_that_blows_up_is_caught_in_its_own_log_probs(model_dir, tmp_path):
+    c = config.parse(
+        train_rl.RLConfig,
+        "",
+        [*command("train_rl.py", model_dir, tmp_path, tmp_path / "run")[2:], "--lr", "1e30", "--warmup", "0"],
+    )
+    with pytest.raises(ValueError, match=r"step \d: the .* is (nan|-?inf); .*replay"):
+        train_rl.main(c)
+    assert not runs.checkpoints(tmp_path / "run") or runs.checkpoints(tmp_path / "run")[-1][0] == 1
