@@ -267,7 +267,7 @@ def main(c: RLConfig) -> list[dict]:
     with runs.open_run(c.out, c, c.resume, free=("device", "threads")) as out, runs.stoppable() as asked:
         saved = runs.checkpoints(out)
         if saved:
-            state = checkpoint.load_training(saved[-1][1], model, optimizer)
+            state = checkpoint.load_training(saved[-1][1], model, optimizer, state)
             runs.announce(f"resuming after step {state['step']}")
         metrics = runs.Metrics(out, state["step"] if saved else -1)
         runs.announce(runs.header(device, threads, dtype))

@@ -164,7 +164,7 @@ def main(c: SFTConfig) -> list[dict]:
     with runs.open_run(c.out, c, c.resume, free=("device", "threads")) as out, runs.stoppable() as asked:
         start, saved = 0, runs.checkpoints(out)
         if saved:
-            start = checkpoint.load_training(saved[-1][1], model, optimizer)["step"]
+            start = checkpoint.load_training(saved[-1][1], model, optimizer, {"step": 0})["step"]
             runs.announce(f"resuming after step {start}")
         metrics = runs.Metrics(out, start if saved else -1)
         runs.announce(runs.header(device, threads, dtype))

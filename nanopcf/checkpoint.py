@@ -64,6 +64,9 @@ def from_hf_config(values: dict, source: Path) -> ModelConfig:
     kind = values.get("model_type")
     if kind not in ("qwen3", "qwen2", "llama"):
         raise ValueError(f"{source}: model_type {kind!r} isn't supported; qwen3, qwen2 and llama are")
+    for name, kind_of in dict(rope_scaling=dict, rope_parameters=dict, layer_types=list).items():
+        if not isinstance(values.get(name) or kind_of(), kind_of):
+            raise ValueError(f"{source}: {name!r} is {values[name]!r:.60}, must be a JSON {'object' if kind_of is dict else 'list'}")  # fmt: skip
     rope = {
         **(values.get("rope_scaling") or {}),
         **(values.get("rope_parameters") or {}),
@@ -291,12 +294,22 @@ def save_training(
     runs.write_folder(folder, write)
 
 
-def load_training(folder: Path, model: Transformer, optimizer: Optimizer) -> dict:
-    """Fill model and optimizer from a checkpoint written by `save_training`; returns its state."""
+def load_training(folder: Path, model: Transformer, optimizer: Optimizer, state: dict) -> dict:
+    """Fill model and optimizer from a checkpoint written by `save_training`; returns its state.
+
+    `state` is that of a run's start: the saved one must have the same names. Raises ValueError when a file doesn't fit.
+    """
     loaded, _ = load(folder, dtype=model.head_weight.dtype)
     model.load_state_dict(loaded.state_dict())
-    optimizer.load(read_safetensors(folder / "optimizer.safetensors"))
-    return runs.read_json(folder / "state.json")
+    tensors = read_safetensors(folder / "optimizer.safetensors")
+    try:
+        optimizer.load(tensors)
+    except ValueError as error:
+        raise ValueError(f"{folder / 'optimizer.safetensors'}: {error}") from error
+    saved = runs.read_json(folder / "state.json")
+    if {k: type(v) for k, v in saved.items()} != {k: type(v) for k, v in state.items()}:
+        raise ValueError(f"{folder / 'state.json'}: {saved}, expected values like {state}")
+    return saved
 
 
 def main() -> None:

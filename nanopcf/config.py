@@ -97,7 +97,7 @@ def read_toml(path: str | Path) -> dict[str, Any]:
         return tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise ValueError(f"{path}: can't be read ({error.strerror}); expected a TOML file") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not valid TOML ({error})") from error
 
 
@@ -159,6 +159,8 @@ def run_cli(main, *arguments) -> None:
     try:
         main(*arguments)
     except (ValueError, OSError) as error:
+        if isinstance(error, OSError) and error.filename and error.strerror:
+            error = f"{error.filename}: {error.strerror}"
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:

@@ -61,8 +61,8 @@ def read_curves(path: str | Path) -> tuple[dict[Key, Branch], list[str]]:
                 except ValueError as error:
                     errors.append(f"{path}: row {rows.line_num}: {error}")
                     bad.add(key)
-        except csv.Error as error:
-            raise ValueError(f"{path}: row {rows.line_num + 1}: not CSV ({error})") from error
+        except (csv.Error, UnicodeError) as error:
+            raise ValueError(f"{path}: row {rows.line_num + 1}: not CSV in UTF-8 ({error})") from error
     if not branches and not errors:
         raise ValueError(f"{path}: row 1: no rows below the header")
     branches = {k: b for k, b in branches.items() if k not in bad}

@@ -21,6 +21,7 @@ from nanopcf.rewards import last_boxed
 from nanopcf.tokenizer import TextTokenizer
 
 IGNORE = -100
+LONGEST_LINE = 64 << 20  # bytes of a JSONL file
 
 
 @dataclass(frozen=True)
@@ -148,17 +149,31 @@ def read_examples(path: str | Path, *, need: tuple[str, ...] = ("prompt",)) -> l
 def jsonl_rows(path: Path) -> Iterator[tuple[int, object]]:
     """(line number, value) of the lines that aren't blank."""
     try:
-        lines = path.read_bytes().splitlines()
+        with path.open("rb") as file:
+            lines = iter(lambda: file.readline(LONGEST_LINE + 1), b"")
+            for number, line in enumerate(lines, 1):
+                if len(line) > LONGEST_LINE:
+                    raise ValueError(
+                        f"{path}, line {number}: longer than {LONGEST_LINE >> 20} MiB; expected an example a line"
+                    )
+                if line.strip():
+                    yield number, json_value(line, f"{path}, line {number}")
     except OSError as error:
         raise ValueError(
             f"{path}: can't be read ({error.strerror}); expected a JSONL file of examples"
         ) from error
-    for number, line in enumerate(lines, 1):
-        if line.strip():
-            try:
-                yield number, json.loads(line)
-            except (ValueError, RecursionError) as error:  # includes bytes that aren't UTF-8
-                raise ValueError(f"{path}, line {number}: not valid JSON ({error})") from error
+
+
+def json_value(line: bytes, at: str) -> object:
+    try:
+        value = json.loads(line.decode("utf-8-sig"))
+        if (
+            b"\\u" in line
+        ):  # \ud800 alone is half a character, which no tokenizer can read and no file can hold
+            json.dumps(value, ensure_ascii=False).encode()
+    except (ValueError, RecursionError) as error:  # includes bytes that aren't UTF-8
+        raise ValueError(f"{at}: not valid JSON in UTF-8 ({error})") from error
+    return value
 
 
 def parquet_rows(path: Path) -> Iterator[tuple[int, object]]:

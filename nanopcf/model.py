@@ -13,6 +13,7 @@ the number of operations; `checkpoint.py` splits them into the names that other 
 Left out: sliding windows, mixtures of experts, dropout. None of them is part of the paper.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -46,16 +47,23 @@ class ModelConfig:
     tied: bool = True  # the output head is the embedding matrix
 
     def __post_init__(self) -> None:
-        for name in ("vocab_size", "width", "layers", "heads", "kv_heads", "mlp_width", "max_length"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"model: {name} must be at least 1, got {getattr(self, name)}")
+        sizes = dict.fromkeys(("vocab_size", "width", "heads", "kv_heads", "mlp_width"), 2**24)
+        for name, most in (
+            sizes | dict(layers=1000, max_length=2**22)
+        ).items():  # more is a broken file, not a model
+            value = getattr(self, name)
+            if not isinstance(value, int) or not 1 <= value <= most:
+                raise ValueError(f"model: {name} must be a whole number from 1 to {most}, got {value}")
+        for name in ("rope_theta", "rope_factor", "rope_low_freq", "rope_high_freq", "norm_eps"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"model: {name} must be above 0 and finite, got {getattr(self, name)}")
         if self.head_dim == 0:
             if self.width % self.heads:
                 raise ValueError(
                     f"model: heads ({self.heads}) must divide width ({self.width}), or set head_dim"
                 )
             object.__setattr__(self, "head_dim", self.width // self.heads)
-        if self.head_dim < 2 or self.head_dim % 2:
+        if not isinstance(self.head_dim, int) or self.head_dim % 2 or not 2 <= self.head_dim <= 2**16:
             raise ValueError(f"model: head_dim must be even for rotary positions, got {self.head_dim}")
         if self.heads % self.kv_heads:
             raise ValueError(f"model: kv_heads ({self.kv_heads}) must divide heads ({self.heads})")

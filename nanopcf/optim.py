@@ -71,10 +71,27 @@ class Optimizer:
 
     @torch.no_grad()
     def load(self, tensors: dict[str, Tensor]) -> None:
-        """What `tensors` gave, into an optimizer of the same model."""
+        """What `tensors` gave, into an optimizer of the same model. Raises ValueError when it is another's."""
+        shapes = {
+            f"{i}.{name}": m.shape for i, m in enumerate(self.masters) for name in ("exp_avg", "exp_avg_sq")
+        }
+        shapes |= {f"{i}.step": torch.Size() for i in range(len(self.masters))}
+        shapes = (
+            shapes if any(k.endswith(".step") for k in tensors) else {}
+        )  # before the first step there are none
+        shapes |= {f"{i}.master": m.shape for i, (p, m) in enumerate(self.pairs) if m is not p}
+        wrong = [
+            k
+            for k in shapes.keys() | tensors.keys()
+            if k not in shapes or k not in tensors or tensors[k].shape != shapes[k]
+        ]
+        if wrong:
+            raise ValueError(
+                f"not the optimizer of this model: {min(wrong)!r} is missing, extra or of another shape"
+            )
         state: dict[int, dict[str, Tensor]] = {}
         for key, value in tensors.items():
-            i, name = key.split(".", 1)
+            i, name = key.split(".")
             if name == "master":
                 self.masters[int(i)].copy_(value)
             else:

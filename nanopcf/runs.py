@@ -34,6 +34,7 @@ except ImportError:  # Windows
 
 def write_text(path: Path, text: str) -> None:
     temporary = path.with_name(path.name + ".tmp")
+    temporary.unlink(missing_ok=True)  # it may be a link to a file elsewhere
     temporary.write_text(text, encoding="utf-8")
     flush(temporary)
     os.replace(temporary, path)
@@ -54,7 +55,7 @@ def read_json(path: Path) -> dict:
         value = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ValueError(f"{path}: can't be read ({error.strerror})") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # the latter: nested too deep
         raise ValueError(f"{path}: not valid JSON ({error})") from error
     if not isinstance(value, dict):
         raise ValueError(f"{path}: expected a JSON object")
@@ -128,13 +129,14 @@ def lock(out: Path) -> Iterator[None]:
     if out.is_dir() and any(out.iterdir()) and not (file.exists() or (out / "config.json").exists()):
         raise ValueError(f"{out} is not empty and not a run folder; choose another --out")
     out.mkdir(parents=True, exist_ok=True)
-    with file.open("a+", encoding="utf-8") as held:
+    follow_no_link = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
+    with open(os.open(file, follow_no_link, 0o644), "r+", encoding="utf-8", errors="replace") as held:
         try:
             if fcntl is not None:
                 fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             held.seek(0)
-            owner = held.read().strip() or "another process"
+            owner = held.read(200).strip() or "another process"
             raise ValueError(
                 f"{out}: at work in it is {owner}; wait for its end, or choose another --out"
             ) from error
@@ -218,13 +220,16 @@ class Metrics:
 
 
 def read_metrics(path: Path) -> list[dict]:
-    """Rows of a metrics.jsonl; a last line cut off by a kill is left out."""
+    """Rows of a metrics.jsonl, up to a line that isn't one: the last, cut off by a kill."""
     rows = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
         try:
-            rows.append(json.loads(line))
-        except ValueError:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
             break
+        if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+            break
+        rows.append(row)
     return rows
 
 

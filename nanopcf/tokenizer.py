@@ -144,9 +144,13 @@ def load_tokenizer(folder: Path, eos_token_id: int | list[int] | None = None) ->
         )
     template = named.get("chat_template")
     if (folder / "chat_template.jinja").is_file():
-        template = (folder / "chat_template.jinja").read_text(encoding="utf-8")
+        try:
+            template = (folder / "chat_template.jinja").read_text(encoding="utf-8")
+        except UnicodeError as error:
+            raise ValueError(f"{folder / 'chat_template.jinja'}: not UTF-8 ({error})") from error
     if isinstance(template, list):  # several, by name
-        template = next((t.get("template") for t in template if t.get("name") == "default"), None)
+        several = [t for t in template if isinstance(t, dict)]
+        template = next((t.get("template") for t in several if t.get("name") == "default"), None)
     stops = [i for i in stops if tokenizer.id_to_token(i) is not None]
     bos = named.get("bos_token")
     bos = bos.get("content") if isinstance(bos, dict) else bos
@@ -157,7 +161,7 @@ def load_tokenizer(folder: Path, eos_token_id: int | list[int] | None = None) ->
 
 def as_ids(value: object) -> list[int]:
     values = value if isinstance(value, list) else [value]
-    return [v for v in values if isinstance(v, int) and v >= 0]
+    return [v for v in values if isinstance(v, int) and 0 <= v < 2**31]
 
 
 def show(tokenizer: TextTokenizer, tokens: list[int], prompt_length: int, colour: bool) -> str:
