@@ -96,7 +96,7 @@ def script(request) -> str:
     return request.param
 
 
-@pytest.mark.parametrize("kills", [3, pytest.param(50, marks=pytest.mark.long)])
+@pytest.mark.parametrize("kills", [2, pytest.param(50, marks=pytest.mark.long)])
 def test_killed_at_any_moment_and_resumed_a_run_ends_as_if_it_had_not_been(
     script, kills, model_dir, tmp_path
 ):
