@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 
 CHUNK_ELEMENTS = 2**18  # logits at a time: 1 MiB, about a core's cache
+BLOCK = 4096  # words at a time, where a product needs a place of its own
 
 
 def chunks(rows: int, vocab: int, device: torch.device) -> Iterator[slice]:
@@ -38,23 +39,26 @@ def chunks(rows: int, vocab: int, device: torch.device) -> Iterator[slice]:
 
 def softmax_stats(x: Tensor, w: Tensor, y: Tensor, temperature: float, entropy: bool):
     """One chunk: x [C, D], w [V, D], y [C] -> p [C, V], logprob, lse, H (or None) [C], and log p [C, V] for H."""
-    z = x @ w.T  # (C, V), the only tensor of this size; it becomes p in place
+    z = (
+        x @ w.T
+    )  # (C, V), the only tensor of this size without entropy, and one of two with it: all below is in place
     if temperature != 1:
         z.div_(temperature)
     top = z.amax(dim=1, keepdim=True)
     z.sub_(top)
     z_y = z.gather(1, y[:, None]).squeeze(1)
-    logp = z.clone() if entropy else None
-    p = z.exp_()
+    p = z.exp() if entropy else z.exp_()
     total = p.sum(dim=1, keepdim=True)
     p.div_(total)
     log_total = total.log()
     lse = (top + log_total).squeeze(1)
     logprob = z_y - log_total.squeeze(1)
-    h = None
-    if entropy:
-        logp.sub_(log_total)
-        h = -torch.linalg.vecdot(p, logp)
+    if not entropy:
+        return p, logprob, lse, None, None
+    logp = z.sub_(log_total)
+    # in blocks of words: p * logp of all of them would be a third tensor of this size
+    blocks = zip(p.split(BLOCK, dim=1), logp.split(BLOCK, dim=1), strict=True)
+    h = -sum(torch.linalg.vecdot(p_block, logp_block) for p_block, logp_block in blocks)
     return p, logprob, lse, h, logp
 
 
@@ -105,14 +109,13 @@ class TokenLoss(torch.autograd.Function):
             # 2. the loss, and its derivatives by them
             part, abc = loss_and_coefficients(loss_fn, values, [e[rows] for e in extras], need_x or need_w)
             loss += part
-            if not (need_x or need_w):
-                continue
             # 3. the logits' gradient, and the two products
-            dz = logits_gradient(p, logp, y, *abc)
+            dz = logits_gradient(p, logp, y, *abc) if abc else None
             if need_x:
                 torch.mm(dz, w, out=dx[rows])
             if need_w:
                 dw.addmm_(dz.T, x)
+            del p, logp, dz  # before the next chunk's are made
         for g in (dx, dw):
             if g is not None and temperature != 1:
                 g.div_(temperature)
@@ -176,4 +179,5 @@ class Logprob(torch.autograd.Function):
                 dx[rows] = (dz @ w).to(dx.dtype)
             if need_w:
                 dw.addmm_(dz.T, x)
+            del p, logp, dz  # before the next chunk's are made
         return dx, None if dw is None else dw.to(weight.dtype), None, None, None
