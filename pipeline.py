@@ -33,7 +33,7 @@ class PipelineConfig:
     template: str = "{prompt}"  # text around each prompt
     max_new_tokens: int = 32  # longest answer
     pack_length: int = 128  # tokens a packed row; longer examples are left out of --data
-    micro_rows: int = 64  # packed rows a forward pass
+    micro_rows: int = 16  # packed rows a forward pass
     dtype: str = "auto"  # float32 or bfloat16 (auto: bfloat16 on CUDA)
     known: float = 0.5  # share of the facts that the base model's web text always states rightly
     corpus: int = 20000  # web texts to pretrain on
@@ -151,17 +151,7 @@ def probe(c: PipelineConfig, device: torch.device) -> tuple[int, int]:
         return threads, workers
     model = Transformer(ModelConfig(vocab_size=16, max_length=CONTEXT, **NANO[c.model]))
     tokens = torch.zeros(c.base_batch, 40, dtype=torch.long)
-
-    def seconds(threads: int) -> float:
-        torch.set_num_threads(threads)
-        times = []
-        for _ in range(4):
-            began = time.perf_counter()
-            model(tokens).sum().backward()
-            times.append(time.perf_counter() - began)
-        return min(times[1:])
-
-    one, all_ = seconds(1), seconds(cores)
+    one, all_ = (runs.step_seconds(model, tokens, threads) for threads in (1, cores))
     threads = c.threads or (cores if all_ < 0.8 * one else 1)
     workers = c.workers or (1 if device.type != "cpu" else max(1, cores // (c.threads or 1)))
     runs.announce(
@@ -187,7 +177,7 @@ def open_model(c: PipelineConfig, path: str, threads: int = 1) -> tuple[Transfor
     """(model, tokenizer, how it is asked): what every scoring of a checkpoint needs."""
     device = runs.choose_device(c.device)
     model, tokenizer = checkpoint.load(path, device, runs.choose_dtype(c.dtype, device))
-    runs.set_threads(c.threads or threads, model.parameter_count())
+    runs.set_threads(c.threads or threads, model)
     slots = slots_that_fit(model, min(model.config.max_length, c.pack_length + c.max_new_tokens))
     return (
         model,

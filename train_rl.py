@@ -53,14 +53,15 @@ class RLConfig:
     keep: int = 0  # newest checkpoints to keep, besides the best (0: all)
     slots: int = 0  # sequences generated at a time (0: what memory holds, at most 256)
     pack_length: int = 128  # tokens a packed row
-    micro_rows: int = 64  # packed rows a forward pass
+    micro_rows: int = 16  # packed rows a forward pass
     chat: bool = False  # put each prompt into the model's chat template
     template: str = "{prompt}"  # text around each prompt
     drop_long: bool = False  # leave out prompts that leave no room for an answer, and count them
     seed: int = 0  # data order and sampling
-    threads: int = 0  # CPU threads (0: 1 for a small model, else all cores)
+    threads: int = 0  # CPU threads (0: found by a probe)
     device: str = "auto"  # auto, cpu, cuda or mps
     dtype: str = "auto"  # float32 or bfloat16 (auto: bfloat16 on CUDA); the optimizer is float32
+    compile: bool = False  # torch.compile the blocks for training: less time a step, a minute at the start
     recompute: bool = False  # activations again in backward: less memory, a third more compute
     dry_run: bool = False  # longest answers, longest rows: say whether they fit, and write nothing
     resume: bool = False  # continue the run in --out
@@ -193,7 +194,6 @@ def main(c: RLConfig) -> list[dict]:
     recipe = c.recipe
     dtype = runs.choose_dtype(c.dtype, device)
     model, tokenizer = checkpoint.load(c.model, device, dtype)
-    threads = runs.set_threads(c.threads, model.parameter_count())
     room = model.config.max_length - c.max_new_tokens  # for prompts
     form = Format(c.chat, c.template)
     asked = ("prompt", "answer")
@@ -207,15 +207,18 @@ def main(c: RLConfig) -> list[dict]:
     problems = [Problem(ids, e.answer, x) for ids, e, x in zip(prompt_ids, train, experts, strict=True)]
     reference = copy.deepcopy(model)  # where RL started: for the KL term and the KL metric
     model.recompute = c.recompute
+    if c.compile:
+        model.compile_blocks()
     optimizer = Optimizer(model, c.weight_decay)
     longest = max(map(len, prompt_ids + val_ids)) + c.max_new_tokens
     slots = c.slots or slots_that_fit(model, longest)
     sampler = Sampler(model, slots=slots, max_length=model.config.max_length)
     if c.dry_run:
+        runs.set_threads(c.threads, model)
         try_longest(model, optimizer, sampler, c, max(prompt_ids, key=len), device)
         return []
-    # drawn: rounds of prompts; x: FLOPs spent; ended: by compute or for want of a signal
-    state = {"step": 0, "updates": 0, "drawn": 0, "x": 0.0, "ended": False}
+    # drawn: rounds of prompts; x: FLOPs spent; ended: by compute or for want of a signal; threads: rounding depends on them
+    state = {"step": 0, "updates": 0, "drawn": 0, "x": 0.0, "ended": False, "threads": c.threads}
 
     def evaluate(temperature: float) -> float:
         options = dict(max_new_tokens=c.max_new_tokens, slots=slots, seed=c.seed, format=form)
@@ -269,6 +272,7 @@ def main(c: RLConfig) -> list[dict]:
         if saved:
             state = checkpoint.load_training(saved[-1][1], model, optimizer, state)
             runs.announce(f"resuming after step {state['step']}")
+        threads = state["threads"] = runs.set_threads(c.threads or state["threads"], model)
         metrics = runs.Metrics(out, state["step"] if saved else -1)
         runs.announce(runs.header(device, threads, dtype))
         kernels.path(None, device)  # says which one

@@ -30,7 +30,7 @@ class SFTConfig:
     weight_decay: float = 0.0  # AdamW's, on matrices
     clip: float = 1.0  # largest norm of the gradient
     pack_length: int = 128  # tokens a packed row
-    micro_rows: int = 64  # packed rows a forward pass; the batch is accumulated over them
+    micro_rows: int = 16  # packed rows a forward pass; the batch is accumulated over them
     checkpoint_every: int = 30  # steps between checkpoints (a validation each)
     keep: int = 0  # newest checkpoints to keep, besides the best (0: all)
     chat: bool = False  # put each prompt into the model's chat template
@@ -38,9 +38,10 @@ class SFTConfig:
     max_length: int = 0  # tokens of an example at most (0: the model's context)
     drop_long: bool = False  # leave out longer examples, and count them
     seed: int = 0  # data order
-    threads: int = 0  # CPU threads (0: 1 for a small model, else all cores)
+    threads: int = 0  # CPU threads (0: found by a probe)
     device: str = "auto"  # auto, cpu, cuda or mps
     dtype: str = "auto"  # float32 or bfloat16 (auto: bfloat16 on CUDA); the optimizer is float32
+    compile: bool = False  # torch.compile the blocks for training: less time a step, a minute at the start
     recompute: bool = False  # activations again in backward: less memory, a third more compute
     dry_run: bool = False  # one step of the longest rows: say whether it fits, and write nothing
     resume: bool = False  # continue the run in --out
@@ -116,7 +117,6 @@ def main(c: SFTConfig) -> list[dict]:
     device = parallel.start(runs.choose_device(c.device))
     dtype = runs.choose_dtype(c.dtype, device)
     model, tokenizer = checkpoint.load(c.model, device, dtype)
-    threads = runs.set_threads(c.threads, model.parameter_count())
     length = min(c.max_length or model.config.max_length, model.config.max_length)
     form = Format(c.chat, c.template)
     train, val = (
@@ -131,8 +131,11 @@ def main(c: SFTConfig) -> list[dict]:
         for file in (c.train, c.val)
     )
     model.recompute = c.recompute
+    if c.compile:
+        model.compile_blocks()
     optimizer = Optimizer(model, c.weight_decay)
     if c.dry_run:
+        runs.set_threads(c.threads, model)
         try_longest(model, optimizer, c, max(len(s.tokens) for s in train), device)
         return []
     val_rows = pack(val, c.pack_length)
@@ -152,7 +155,7 @@ def main(c: SFTConfig) -> list[dict]:
     def save(step: int) -> None:
         if parallel.rank() == 0:
             folder = out / "checkpoints" / f"step-{step}"
-            checkpoint.save_training(folder, model, tokenizer, optimizer, {"step": step})
+            checkpoint.save_training(folder, model, tokenizer, optimizer, {"step": step, "threads": threads})
             lowest = {r["step"]: -r["val_loss"] for r in runs.read_metrics(metrics.path) if "val_loss" in r}
             runs.prune(out, c.keep, lowest)
             # RL may start from any, training goes on from the last
@@ -162,10 +165,12 @@ def main(c: SFTConfig) -> list[dict]:
 
     # ---- 2. the run folder, and where the run stands ----
     with runs.open_run(c.out, c, c.resume, free=("device", "threads")) as out, runs.stoppable() as asked:
-        start, saved = 0, runs.checkpoints(out)
+        start, threads, saved = 0, c.threads, runs.checkpoints(out)
         if saved:
-            start = checkpoint.load_training(saved[-1][1], model, optimizer, {"step": 0})["step"]
+            state = checkpoint.load_training(saved[-1][1], model, optimizer, {"step": 0, "threads": 0})
+            start, threads = state["step"], c.threads or state["threads"]
             runs.announce(f"resuming after step {start}")
+        threads = runs.set_threads(threads, model)
         metrics = runs.Metrics(out, start if saved else -1)
         runs.announce(runs.header(device, threads, dtype))
         kernels.path(None, device)  # says which one

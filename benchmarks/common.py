@@ -17,7 +17,7 @@ sys.path.insert(0, str(ROOT))
 from nanopcf import runs  # noqa: E402
 from nanopcf.model import NANO, ModelConfig, Transformer  # noqa: E402
 
-Run = Callable[[], int]  # does the work once, returns how many tokens count
+Run = Callable[[], float]  # does the work once, returns its rate: tokens or steps a second
 
 REAL = {  # shapes of real models, with random weights
     "135M": dict(vocab_size=49152, width=576, layers=30, heads=9, kv_heads=3, mlp_width=1536, qk_norm=False),  # SmolLM2
@@ -27,42 +27,51 @@ REAL = {  # shapes of real models, with random weights
 SHAPES = {name: dict(vocab_size=512, **shape) for name, shape in NANO.items()} | REAL
 
 
-def make_model(size: str, max_length: int, device: torch.device, dtype: torch.dtype) -> Transformer:
+def make_model(
+    size: str, max_length: int, device: torch.device, dtype: torch.dtype, **changed: int
+) -> Transformer:
     """Random weights, the same ones each time."""
     torch.manual_seed(0)
-    return Transformer(ModelConfig(max_length=max_length, **SHAPES[size])).to(device, dtype)
+    return Transformer(ModelConfig(max_length=max_length, **(SHAPES[size] | changed))).to(device, dtype)
 
 
-def seconds(run: Run, device: torch.device) -> tuple[float, int]:
-    """(time of one run, tokens that count)."""
+def timed(work: Callable[[], int], device: torch.device) -> Run:
+    """A run from work() that returns how many tokens count."""
     wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-    wait()
-    began = time.perf_counter()
-    tokens = run()
-    wait()
-    return time.perf_counter() - began, tokens
+
+    def run() -> float:
+        wait()
+        began = time.perf_counter()
+        tokens = work()
+        wait()
+        return tokens / (time.perf_counter() - began)
+
+    return run
 
 
 def compare(
     contestants: dict[str, Run], device: torch.device, repeats: int
 ) -> dict[str, tuple[list[float], int]]:
-    """Name -> (tokens a second of each repeat, threads). Contestants take turns; on the CPU each with its own best threads:
-    one, or all cores, whichever was faster in a run of its own."""
+    """Name -> (rate of each repeat, threads). Contestants take turns, since a machine's speed drifts; on the CPU each with
+    its own best threads: one, or all cores, whichever was faster in a run of its own."""
     threads = {}
     for name, run in contestants.items():
         tried = {}
         for count in sorted({1, runs.cores()}) if device.type == "cpu" else [torch.get_num_threads()]:
             torch.set_num_threads(count)
-            t, tokens = seconds(run, device)
-            tried[count] = tokens / t
+            tried[count] = run()
         threads[name] = max(tried, key=tried.get)
     rates: dict[str, list[float]] = {name: [] for name in contestants}
     for _ in range(repeats):
         for name, run in contestants.items():
             torch.set_num_threads(threads[name])
-            t, tokens = seconds(run, device)
-            rates[name].append(tokens / t)
+            rates[name].append(run())
     return {name: (rates[name], threads[name]) for name in contestants}
+
+
+def ratio(rates: list[float], base: list[float]) -> float:
+    """Median over the turns of one contestant's rate against another's in the same turn."""
+    return statistics.median(a / b for a, b in zip(rates, base, strict=True))
 
 
 def peak_bytes(call: Callable, device: torch.device) -> int:

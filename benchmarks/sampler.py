@@ -7,22 +7,21 @@
 Prompts of 8 to 64 tokens, several samples each, temperature 1, answers that end at random: one token in 64 is a stop token,
 so lengths are about geometric up to --new-tokens. Random weights: what is drawn doesn't matter, how fast does. transformers gets all
 sequences in one left-padded batch with its dynamic cache, and its log-probs aren't asked for; ours come with theirs.
-A token counts until its sequence ends. Contestants take turns; medians, with the lowest and the highest beside. On the CPU
-each side first tries one thread and all cores, and keeps what was faster.
+A token counts until its sequence ends. Contestants take turns; medians, with the lowest and the highest beside, and the
+ratio is the median over the turns. On the CPU each side first tries one thread and all cores, and keeps what was faster.
 
 Two more tables: the same work four times (cost must grow with work), and one model with contexts of four sizes (decoding
 must not pay for positions that aren't used).
 """
 
 import argparse
-import statistics
 import sys
 import tempfile
 from pathlib import Path
 
 import numpy as np
 import torch
-from common import SHAPES, Page, Run, compare, make_model, spread
+from common import SHAPES, Page, Run, compare, make_model, ratio, spread, timed
 
 from nanopcf import checkpoint, runs
 from nanopcf.model import Transformer
@@ -40,11 +39,11 @@ def work(vocab: int, prompts: int, seed: int = 0) -> tuple[list[list[int]], list
 def ours(model: Transformer, prompts: list, stop: list, samples: int, new: int, slots: int) -> Run:
     sampler = Sampler(model, slots=slots, max_length=model.config.max_length)
 
-    def run() -> int:
+    def work() -> int:
         answers = sampler.generate(prompts, n=samples, max_new_tokens=new, stop_ids=stop, seed=0)
         return sum(len(a.tokens) for a in answers)
 
-    return run
+    return timed(work, model.head_weight.device)
 
 
 def theirs(model: Transformer, prompts: list, stop: list, samples: int, new: int) -> Run:
@@ -73,13 +72,13 @@ def theirs(model: Transformer, prompts: list, stop: list, samples: int, new: int
     )
     ends = torch.tensor(stop, device=device)
 
-    def run() -> int:
+    def work() -> int:
         torch.manual_seed(0)
         new_ids = peer.generate(input_ids=ids, attention_mask=mask, **options)[:, width:]
         ended = torch.isin(new_ids, ends).long()
         return int((ended.cumsum(1) - ended == 0).sum())  # up to the first stop token, which counts
 
-    return run
+    return timed(work, device)
 
 
 def main() -> None:
@@ -106,9 +105,9 @@ def main() -> None:
     def growth(intro: str, column: str, variants: dict[str, Run]) -> None:
         page.head(intro, column, "tokens/s", "against the first")
         rates = compare(variants, device, a.repeats)
-        first = statistics.median(next(iter(rates.values()))[0])
+        first, _ = next(iter(rates.values()))
         for name, (values, _) in rates.items():
-            page.row(name, spread(values), f"{statistics.median(values) / first:.2f}x")
+            page.row(name, spread(values), f"{ratio(values, first):.2f}x")
 
     page.head(
         f"{a.prompts} prompts x {a.samples} samples, up to {a.new_tokens} new tokens, {str(dtype).removeprefix('torch.')}:",
@@ -124,14 +123,12 @@ def main() -> None:
             print('(no transformers: pip install -e ".[bench]")', file=sys.stderr)
         rates = compare(found, device, a.repeats)
         mine, threads = rates["nanopcf"]
-        peer, ratio = "–", "–"
+        peer, against = "–", "–"
         if "transformers" in rates:
-            peer, ratio = (
-                spread(rates["transformers"][0]),
-                statistics.median(mine) / statistics.median(rates["transformers"][0]),
-            )
-            ratio, threads = f"{ratio:.1f}x", f"{rates['transformers'][1]}, {threads}"
-        page.row(f"{model.parameter_count() / 1e6:.1f}M", peer, spread(mine), ratio, str(threads))
+            values, their_threads = rates["transformers"]
+            peer, against = spread(values), f"{ratio(mine, values):.1f}x"
+            threads = f"{their_threads}, {threads}"
+        page.row(f"{model.parameter_count() / 1e6:.1f}M", peer, spread(mine), against, str(threads))
     if not a.only_peers:
         size = names[0]
         model = model_of(size)

@@ -42,7 +42,7 @@ class EvaluateConfig:
     verifier: str = "ours"  # ours, math-verify or either
     slots: int = 0  # sequences generated at a time (0: what memory holds, at most 256)
     seed: int = 0  # of the sampling
-    threads: int = 0  # CPU threads (0: 1 for a small model, else all cores)
+    threads: int = 0  # CPU threads (0: found by a probe)
     device: str = "auto"  # auto, cpu, cuda or mps
     dtype: str = "auto"  # float32 or bfloat16 (auto: bfloat16 on CUDA)
     show: int = 3  # completions to print
@@ -201,7 +201,7 @@ def table(scores: list[dict]) -> str:
 def main(c: EvaluateConfig) -> list[dict]:
     device = runs.choose_device(c.device)
     model, tokenizer = checkpoint.load(c.model, device, runs.choose_dtype(c.dtype, device))
-    threads = runs.set_threads(c.threads, model.parameter_count())
+    threads = runs.set_threads(c.threads, model)
     judge = verifier(c.verifier)
     for file in (*c.data, *c.ood):  # all of them, before hours go into the first
         read_examples(file, need=("prompt", "answer"))

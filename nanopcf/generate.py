@@ -23,7 +23,7 @@ class GenerateConfig:
     top_p: float = 1.0  # nucleus
     max_new_tokens: int = 256  # longest answer
     seed: int = 0  # of the sampling
-    threads: int = 0  # CPU threads (0: 1 for a small model, else all cores)
+    threads: int = 0  # CPU threads (0: found by a probe)
     device: str = "auto"  # auto, cpu, cuda or mps
     dtype: str = "auto"  # float32 or bfloat16 (auto: bfloat16 on CUDA)
 
@@ -75,7 +75,7 @@ def answer(
 def main(c: GenerateConfig) -> None:
     device = runs.choose_device(c.device)
     model, tokenizer = checkpoint.load(c.model, device, runs.choose_dtype(c.dtype, device))
-    runs.set_threads(c.threads, model.parameter_count())
+    runs.set_threads(c.threads, model)
     sampler = Sampler(model, slots=c.samples, max_length=model.config.max_length)
     if not c.chat:
         answer(c, sampler, tokenizer, tokenizer.encode_prompt(c.prompt), c.seed)

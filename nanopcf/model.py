@@ -5,8 +5,7 @@ RMSNorm, rotary positions, grouped-query attention, SwiGLU; options for a bias o
 which fuses the output head with the loss and never holds a [tokens, vocabulary] tensor.
 
 One rule serves training, packing, prefill and decoding: a query sees a key iff the key stands at the same or an
-earlier position (and, when packed, in the same document). Packed rows have no mask: their documents are laid side by
-side for the attention alone, those of like lengths together, so that it costs what the documents cost.
+earlier position (and, when packed, in the same document).
 
 q, k, v and the two halves of the SwiGLU are stored as one matrix each, since small models on a CPU are held back by
 the number of operations and by their passes over memory; `checkpoint.py` splits them into the names that other libraries use.
@@ -15,8 +14,9 @@ Left out: sliding windows, mixtures of experts, dropout. None of them is part of
 """
 
 import math
+import os
+import shutil
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -108,93 +108,6 @@ class KVCache:
         return self.keys[layer, :B, :, :length], self.values[layer, :B, :, :length]
 
 
-class Documents(NamedTuple):
-    """Where the attention finds each document of packed rows: documents of like lengths as the rows of one rectangle."""
-
-    there: Tensor  # [M]: the packed token that stands at each place of the rectangles, laid end to end
-    back: Tensor  # [N]: the place of each packed token
-    real: Tensor  # [M, 1] bool: not the filling behind a document that is shorter than its rectangle
-    shapes: list[tuple[int, int]]  # of the rectangles: documents, tokens of the longest
-
-    @staticmethod
-    def of(documents: Tensor) -> "Documents":
-        """documents [B, T], an id a token; neighbours of the same id are one. Padding becomes a document like any other."""
-        ids = documents.cpu()
-        new = torch.ones_like(ids, dtype=torch.bool)
-        new[:, 1:] = ids[:, 1:] != ids[:, :-1]
-        starts = new.flatten().nonzero().squeeze(1)
-        lengths = torch.diff(starts, append=torch.tensor([ids.numel()]))
-        lengths, order = lengths.sort(descending=True)
-        starts = starts[order]
-        parts, shapes = [], []
-        first = 0
-        while first < len(lengths):
-            longest = int(lengths[first])
-            count = int(
-                (lengths[first:] >= 0.7 * longest).sum()
-            )  # shorter ones would be filled by a third and more
-            own = lengths[first : first + count, None]
-            at = torch.arange(longest).expand(count, -1)  # (documents, tokens)
-            there = starts[first : first + count, None] + at.minimum(own - 1)
-            parts.append((there.flatten(), (at < own).flatten()))
-            shapes.append((count, longest))
-            first += count
-        there, real = (torch.cat(column) for column in zip(*parts, strict=True))
-        back = torch.empty(ids.numel(), dtype=torch.long)
-        back[there[real]] = real.nonzero().squeeze(1)
-        to = documents.device
-        return Documents(there.to(to), back.to(to), real[:, None].to(to), shapes)
-
-
-class Rearrange(torch.autograd.Function):
-    """x[there], x [N, W]; its gradient is g[back], where `back` is the inverse, times `real`. Plain indexing would add the
-    gradients up, which is many times slower."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor, there: Tensor, back: Tensor, real: Tensor | None) -> Tensor:
-        ctx.save_for_backward(back, real)
-        return x.index_select(0, there)
-
-    @staticmethod
-    def backward(ctx, g: Tensor):
-        back, real = ctx.saved_tensors
-        g = g.index_select(0, back)
-        return g if real is None else g.mul_(real), None, None, None
-
-
-class RMSNorm(torch.autograd.Function):
-    """x / rms(x) * weight in float32 on a CPU, where F.rms_norm is a dozen passes over memory; here it is three, and six back."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
-        square = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_()  # (..., 1)
-        scale = square.div_(x.shape[-1]).add_(eps).rsqrt_()
-        unit = x * scale
-        ctx.save_for_backward(unit, scale, weight)
-        return unit if weight is None else unit * weight
-
-    @staticmethod
-    def backward(ctx, g: Tensor):
-        unit, scale, weight = ctx.saved_tensors
-        along = g * unit
-        dw = None
-        if weight is None:
-            mean = along.mean(dim=-1, keepdim=True)
-            dx = torch.addcmul(g, unit, mean, value=-1)
-        else:
-            dw = along.flatten(0, -2).sum(0)
-            mean = along @ (weight / len(weight)).unsqueeze(1)
-            dx = (g * weight).addcmul_(unit, mean, value=-1)
-        return dx.mul_(scale), dw, None
-
-
-def rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
-    """Root mean square norm over the last dimension (Zhang & Sennrich, 2019)."""
-    if x.device.type == "cpu" and x.dtype == torch.float32:
-        return RMSNorm.apply(x, weight, eps)
-    return F.rms_norm(x, x.shape[-1:], weight, eps)
-
-
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotary position embedding (Su et al., 2021), halves convention: x [B, T, heads, hd], cos/sin [B or 1, T, 1, hd].
 
@@ -223,11 +136,8 @@ class Attention(nn.Module):
         self.q_norm = nn.RMSNorm(c.head_dim, eps=c.norm_eps) if c.qk_norm else None
         self.k_norm = nn.RMSNorm(c.head_dim, eps=c.norm_eps) if c.qk_norm else None
 
-    def forward(
-        self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | Documents | None, store=None
-    ) -> Tensor:
-        """x [B, T, D]; mask [B, 1, T, S] is added to the scores, Documents for packed rows, or None for plain causal;
-        store(k, v) -> cached k, v."""
+    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | None, store=None) -> Tensor:
+        """x [B, T, D]; mask [B, 1, T, S], bool or added to the scores, or None for plain causal; store(k, v) -> cached k, v."""
         B, T, _ = x.shape
         qkv = self.qkv(x).view(B, T, -1, self.head_dim)  # (B, T, H + 2 KV, hd)
         qk, v = qkv.split((self.heads + self.kv_heads, self.kv_heads), dim=2)
@@ -235,48 +145,30 @@ class Attention(nn.Module):
             scale = torch.cat(
                 (self.q_norm.weight.expand(self.heads, -1), self.k_norm.weight.expand(self.kv_heads, -1))
             )
-            qk = rms_norm(qk, None, self.q_norm.eps) * scale
+            qk = F.rms_norm(qk, (self.head_dim,), eps=self.q_norm.eps) * scale
         q, k = rotate(qk, *rope).split((self.heads, self.kv_heads), dim=2)
-        if isinstance(mask, Documents):
-            return self.out(by_document(q, k, v, mask))
         if store is None:
-            return self.out(causal(q, k, v).flatten(2))
-        k, v = store(k, v)  # (B, KV, S, hd)
-        if T > 1:
-            y = attend(q.transpose(1, 2), k, v, mask).transpose(1, 2)  # (B, T, H, hd)
-            return self.out(y.flatten(2))
+            k, v = k.transpose(1, 2), v.transpose(1, 2)  # (B, KV, T, hd)
+        else:
+            k, v = store(k, v)  # (B, KV, S, hd)
+        if T > 1 or store is None:
+            y = F.scaled_dot_product_attention(
+                q.transpose(1, 2),
+                k,
+                v,
+                attn_mask=mask,
+                is_causal=mask is None,
+                enable_gqa=self.heads != self.kv_heads,
+            )
+            return self.out(y.transpose(1, 2).reshape(B, T, -1))
         # decoding: the query heads of a key head are rows of one product, and no key is repeated
         q = q.reshape(B, self.kv_heads, -1, self.head_dim)
-        if x.device.type == "cpu":  # two plain products use both cores; the fused kernel there doesn't
+        if x.device.type == "cpu" and x.dtype == torch.float32:  # the fused kernel uses one core for this
             scores = (q * self.head_dim**-0.5) @ k.transpose(-1, -2)  # (B, KV, H / KV, S)
             y = scores.add_(mask).softmax(-1) @ v
         else:
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)  # (B, KV, H / KV, hd)
         return self.out(y.reshape(B, 1, -1))
-
-
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """q [B, H, T, hd], k and v [B, KV, S, hd] -> [B, H, T, hd]; without a mask plain causal."""
-    return F.scaled_dot_product_attention(
-        q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=q.shape[1] != k.shape[1]
-    )
-
-
-def causal(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Every row is one document: q [B, T, H, hd], k and v [B, T, KV, hd] -> [B, T, H, hd]."""
-    return attend(*(t.transpose(1, 2) for t in (q, k, v)), None).transpose(1, 2)
-
-
-def by_document(q: Tensor, k: Tensor, v: Tensor, at: Documents) -> Tensor:
-    """Each document sees itself alone: q [B, T, H, hd], k and v [B, T, KV, hd] -> [B, T, H * hd]."""
-    B, T, _, hd = q.shape
-    tokens = [count * longest for count, longest in at.shapes]
-    qkv = [Rearrange.apply(t.reshape(B * T, -1), at.there, at.back, None).split(tokens) for t in (q, k, v)]
-    done = [
-        causal(*(t.view(*shape, -1, hd) for t in part)).reshape(shape[0] * shape[1], -1)
-        for shape, *part in zip(at.shapes, *qkv, strict=True)
-    ]
-    return Rearrange.apply(torch.cat(done), at.back, at.there, at.real).view(B, T, -1)
 
 
 class MLP(nn.Module):
@@ -298,12 +190,9 @@ class Block(nn.Module):
         self.mlp_norm = nn.RMSNorm(c.width, eps=c.norm_eps)
         self.mlp = MLP(c)
 
-    def forward(
-        self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | Documents | None, store=None
-    ) -> Tensor:
-        norm, eps = self.attention_norm, self.attention_norm.eps
-        x = x + self.attention(rms_norm(x, norm.weight, eps), rope, mask, store)
-        return x + self.mlp(rms_norm(x, self.mlp_norm.weight, eps))
+    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | None, store=None) -> Tensor:
+        x = x + self.attention(self.attention_norm(x), rope, mask, store)
+        return x + self.mlp(self.mlp_norm(x))
 
 
 class Transformer(nn.Module):
@@ -339,6 +228,19 @@ class Transformer(nn.Module):
             elif name.endswith("bias"):
                 nn.init.zeros_(p)
 
+    def compile_blocks(self) -> None:
+        """torch.compile every block for training and scoring; generation stays as it is.
+
+        Raises ValueError on a CPU without a C++ compiler.
+        """
+        compilers = (os.environ.get("CXX"), "g++", "c++", "clang++")
+        if self.head_weight.device.type == "cpu" and not any(
+            shutil.which(name) for name in compilers if name
+        ):
+            raise ValueError("--compile needs a C++ compiler on a CPU: install g++, or leave the flag out")
+        for block in self.blocks:
+            block.compile(dynamic=True)
+
     @property
     def head_weight(self) -> Tensor:
         return self.embedding.weight if self.head is None else self.head.weight
@@ -373,8 +275,10 @@ class Transformer(nn.Module):
             cos, sin = self.cos[:T, None], self.sin[:T, None]  # (T, 1, hd)
         else:
             cos, sin = self.cos[positions].unsqueeze(2), self.sin[positions].unsqueeze(2)  # (B, T, 1, hd)
-        if documents is not None and documents.max() > 1:  # a lone document a row is plain causal
-            mask = Documents.of(documents)
+        # a lone document a row is plain causal: half the work
+        if documents is not None and documents.max() > 1:
+            same = documents[:, :, None] == documents[:, None, :]  # (B, T, T)
+            mask = same.tril().unsqueeze(1)  # in a packed row, earlier in the document = earlier in the row
         if kv_cache is not None:
             assert positions is not None and documents is None
             S = int(positions.max()) + 1 if length is None else length
@@ -393,6 +297,8 @@ class Transformer(nn.Module):
                 store = lambda k, v, i=i: kv_cache.update(i, places, k, v, S)  # noqa: E731
             if self.recompute and torch.is_grad_enabled():
                 x = checkpoint(block, x, rope, mask, use_reentrant=False)
-            else:
-                x = block(x, rope, mask, store)
-        return rms_norm(x, self.norm.weight, self.norm.eps)
+            elif kv_cache is None:
+                x = block(x, rope, mask)
+            else:  # never compiled: its shapes change with every token
+                x = block.forward(x, rope, mask, store)
+        return self.norm(x)
