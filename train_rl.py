@@ -194,6 +194,7 @@ def main(c: RLConfig) -> list[dict]:
     recipe = c.recipe
     dtype = runs.choose_dtype(c.dtype, device)
     model, tokenizer = checkpoint.load(c.model, device, dtype)
+    threads = runs.set_threads(c.threads, model)
     room = model.config.max_length - c.max_new_tokens  # for prompts
     form = Format(c.chat, c.template)
     asked = ("prompt", "answer")
@@ -214,11 +215,10 @@ def main(c: RLConfig) -> list[dict]:
     slots = c.slots or slots_that_fit(model, longest)
     sampler = Sampler(model, slots=slots, max_length=model.config.max_length)
     if c.dry_run:
-        runs.set_threads(c.threads, model)
         try_longest(model, optimizer, sampler, c, max(prompt_ids, key=len), device)
         return []
     # drawn: rounds of prompts; x: FLOPs spent; ended: by compute or for want of a signal; threads: rounding depends on them
-    state = {"step": 0, "updates": 0, "drawn": 0, "x": 0.0, "ended": False, "threads": c.threads}
+    state = {"step": 0, "updates": 0, "drawn": 0, "x": 0.0, "ended": False, "threads": threads}
 
     def evaluate(temperature: float) -> float:
         options = dict(max_new_tokens=c.max_new_tokens, slots=slots, seed=c.seed, format=form)
@@ -271,8 +271,8 @@ def main(c: RLConfig) -> list[dict]:
         saved = runs.checkpoints(out)
         if saved:
             state = checkpoint.load_training(saved[-1][1], model, optimizer, state)
+            threads = state["threads"] = runs.set_threads(c.threads or state["threads"], model)
             runs.announce(f"resuming after step {state['step']}")
-        threads = state["threads"] = runs.set_threads(c.threads or state["threads"], model)
         metrics = runs.Metrics(out, state["step"] if saved else -1)
         runs.announce(runs.header(device, threads, dtype))
         kernels.path(None, device)  # says which one

@@ -117,6 +117,7 @@ def main(c: SFTConfig) -> list[dict]:
     device = parallel.start(runs.choose_device(c.device))
     dtype = runs.choose_dtype(c.dtype, device)
     model, tokenizer = checkpoint.load(c.model, device, dtype)
+    threads = runs.set_threads(c.threads, model)
     length = min(c.max_length or model.config.max_length, model.config.max_length)
     form = Format(c.chat, c.template)
     train, val = (
@@ -135,7 +136,6 @@ def main(c: SFTConfig) -> list[dict]:
         model.compile_blocks()
     optimizer = Optimizer(model, c.weight_decay)
     if c.dry_run:
-        runs.set_threads(c.threads, model)
         try_longest(model, optimizer, c, max(len(s.tokens) for s in train), device)
         return []
     val_rows = pack(val, c.pack_length)
@@ -165,12 +165,12 @@ def main(c: SFTConfig) -> list[dict]:
 
     # ---- 2. the run folder, and where the run stands ----
     with runs.open_run(c.out, c, c.resume, free=("device", "threads")) as out, runs.stoppable() as asked:
-        start, threads, saved = 0, c.threads, runs.checkpoints(out)
+        start, saved = 0, runs.checkpoints(out)
         if saved:
             state = checkpoint.load_training(saved[-1][1], model, optimizer, {"step": 0, "threads": 0})
-            start, threads = state["step"], c.threads or state["threads"]
+            start = state["step"]
+            threads = runs.set_threads(c.threads or state["threads"], model)
             runs.announce(f"resuming after step {start}")
-        threads = runs.set_threads(threads, model)
         metrics = runs.Metrics(out, start if saved else -1)
         runs.announce(runs.header(device, threads, dtype))
         kernels.path(None, device)  # says which one

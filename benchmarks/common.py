@@ -35,16 +35,48 @@ def make_model(
     return Transformer(ModelConfig(max_length=max_length, **(SHAPES[size] | changed))).to(device, dtype)
 
 
+def machine_rates(
+    device: torch.device, dtype: torch.dtype, seconds: Callable[[Callable], float]
+) -> tuple[float, float]:
+    """(FLOP/s of one large matrix product, bytes/s of a copy, counting read and write), the best of several.
+
+    seconds(call) -> how long it took.
+    """
+    n = 8192 if device.type == "cuda" else 1024
+    a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
+    size = 2**30 if device.type == "cuda" else 2**26
+    source, target = (torch.empty(size, dtype=torch.uint8, device=device) for _ in range(2))
+    product, copy = (lambda: torch.mm(a, b)), (lambda: target.copy_(source))
+    product()
+    copy()
+    return 2 * n**3 / min(seconds(product) for _ in range(10)), 2 * size / min(
+        seconds(copy) for _ in range(10)
+    )
+
+
+def wall_rates(device: torch.device, dtype: torch.dtype) -> tuple[float, float]:
+    """machine_rates of all cores, by the clock on the wall."""
+    if device.type == "cpu":
+        torch.set_num_threads(runs.cores())
+    return machine_rates(device, dtype, lambda call: clock(call, device)[0])
+
+
+def clock(work: Callable, device: torch.device) -> tuple[float, object]:
+    """(seconds by the clock on the wall, what work() returned)."""
+    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    wait()
+    began = time.perf_counter()
+    result = work()
+    wait()
+    return time.perf_counter() - began, result
+
+
 def timed(work: Callable[[], int], device: torch.device) -> Run:
     """A run from work() that returns how many tokens count."""
-    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
 
     def run() -> float:
-        wait()
-        began = time.perf_counter()
-        tokens = work()
-        wait()
-        return tokens / (time.perf_counter() - began)
+        seconds, tokens = clock(work, device)
+        return tokens / seconds
 
     return run
 

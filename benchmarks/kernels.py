@@ -32,7 +32,11 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from common import ROOT, peak_bytes  # it also puts the repository first on the path: `kernels` is the package
+from common import (  # it also puts the repository first on the path: `kernels` is the package
+    ROOT,
+    machine_rates,
+    peak_bytes,
+)
 from torch import Tensor
 
 import kernels
@@ -130,19 +134,6 @@ def seconds(call: Callable, device: torch.device) -> float:
     last.record()
     torch.cuda.synchronize()
     return first.elapsed_time(last) / 1e3
-
-
-def machine_rates(device: torch.device, dtype: torch.dtype) -> tuple[float, float]:
-    """(FLOP/s of one large matrix product, bytes/s of a copy, counting read and write), the best of several."""
-    n = 8192 if device.type == "cuda" else 1024
-    a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
-    size = 2**30 if device.type == "cuda" else 2**26
-    source, target = (torch.empty(size, dtype=torch.uint8, device=device) for _ in range(2))
-    product, copy = (lambda: torch.mm(a, b)), (lambda: target.copy_(source))
-    product(), copy()
-    return 2 * n**3 / min(seconds(product, device) for _ in range(10)), 2 * size / min(
-        seconds(copy, device) for _ in range(10)
-    )
 
 
 def inputs(N: int, D: int, V: int, device: torch.device, dtype: torch.dtype) -> tuple:
@@ -305,7 +296,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
 
-    rates = machine_rates(args.device, args.dtype)
+    rates = machine_rates(args.device, args.dtype, lambda call: seconds(call, args.device))
     parts = ["# The fused head, measured", "    python " + " ".join(["benchmarks/kernels.py", *sys.argv[1:]]), versions(args, rates)]  # fmt: skip
     print("\n".join(parts[1:]), flush=True)
     for N, D, V in args.shapes or (CPU_SHAPES if args.device.type == "cpu" else GPU_SHAPES):

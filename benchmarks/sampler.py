@@ -10,18 +10,21 @@ sequences in one left-padded batch with its dynamic cache, and its log-probs are
 A token counts until its sequence ends. Contestants take turns; medians, with the lowest and the highest beside, and the
 ratio is the median over the turns. On the CPU each side first tries one thread and all cores, and keeps what was faster.
 
+The roofline is that of `roofline` below, from the rates of this machine that the page names.
+
 Two more tables: the same work four times (cost must grow with work), and one model with contexts of four sizes (decoding
 must not pay for positions that aren't used).
 """
 
 import argparse
+import statistics
 import sys
 import tempfile
 from pathlib import Path
 
 import numpy as np
 import torch
-from common import SHAPES, Page, Run, compare, make_model, ratio, spread, timed
+from common import SHAPES, Page, Run, compare, make_model, ratio, spread, timed, wall_rates
 
 from nanopcf import checkpoint, runs
 from nanopcf.model import Transformer
@@ -36,14 +39,38 @@ def work(vocab: int, prompts: int, seed: int = 0) -> tuple[list[list[int]], list
     return texts, list(range(max(1, vocab // 64)))
 
 
-def ours(model: Transformer, prompts: list, stop: list, samples: int, new: int, slots: int) -> Run:
+def ours(
+    model: Transformer, prompts: list, stop: list, samples: int, new: int, slots: int, lengths: list[int]
+) -> Run:
+    """`lengths` is filled with those of the answers."""
     sampler = Sampler(model, slots=slots, max_length=model.config.max_length)
 
     def work() -> int:
         answers = sampler.generate(prompts, n=samples, max_new_tokens=new, stop_ids=stop, seed=0)
-        return sum(len(a.tokens) for a in answers)
+        lengths[:] = [len(a.tokens) for a in answers]
+        return sum(lengths)
 
     return timed(work, model.head_weight.device)
+
+
+def roofline(
+    model: Transformer, prompts: list, lengths: list[int], samples: int, rates: tuple[float, float]
+) -> float:
+    """Seconds that no sampler could beat on this machine: each step multiplies every weight with every live row, and reads the
+    weights and the live part of the cache once; whichever of the two takes longer. Prompts go through once."""
+    c, size = model.config, model.head_weight.dtype.itemsize
+    weights = model.parameter_count() - (0 if c.tied else c.vocab_size * c.width)  # those that multiply
+    cached = 2 * c.layers * c.kv_heads * c.head_dim * size  # bytes a position
+    attention = 4 * c.layers * c.heads * c.head_dim  # FLOPs a position and row
+    product_rate, bandwidth = rates
+    total = 2 * (weights - c.vocab_size * c.width) * sum(map(len, prompts)) / product_rate
+    begun, made = np.repeat([len(p) for p in prompts], samples), np.array(lengths)
+    for step in range(max(lengths)):
+        live = made > step
+        seen = (begun[live] + step).sum()  # positions, of all rows
+        products = (2 * weights * live.sum() + attention * seen) / product_rate
+        total += max(products, (weights * size + cached * seen) / bandwidth)
+    return total
 
 
 def theirs(model: Transformer, prompts: list, stop: list, samples: int, new: int) -> Run:
@@ -109,14 +136,19 @@ def main() -> None:
         for name, (values, _) in rates.items():
             page.row(name, spread(values), f"{ratio(values, first):.2f}x")
 
+    limits = wall_rates(device, dtype)
+    page.add(
+        f"Measured here: a large product {limits[0] / 1e9:,.0f} GFLOP/s, a copy {limits[1] / 1e9:,.1f} GB/s."
+    )
     page.head(
         f"{a.prompts} prompts x {a.samples} samples, up to {a.new_tokens} new tokens, {str(dtype).removeprefix('torch.')}:",
-        "parameters", "transformers, tokens/s", "nanopcf, tokens/s", "ratio", "threads",
+        "parameters", "transformers, tokens/s", "nanopcf, tokens/s", "ratio", "of the roofline", "threads",
     )  # fmt: skip
     for size in names:
         model = model_of(size)
         prompts, stop = work(model.config.vocab_size, a.prompts)
-        found = {"nanopcf": ours(model, prompts, stop, a.samples, a.new_tokens, total)}
+        lengths: list[int] = []
+        found = {"nanopcf": ours(model, prompts, stop, a.samples, a.new_tokens, total, lengths)}
         try:
             found["transformers"] = theirs(model, prompts, stop, a.samples, a.new_tokens)
         except ImportError:
@@ -128,18 +160,20 @@ def main() -> None:
             values, their_threads = rates["transformers"]
             peer, against = spread(values), f"{ratio(mine, values):.1f}x"
             threads = f"{their_threads}, {threads}"
-        page.row(f"{model.parameter_count() / 1e6:.1f}M", peer, spread(mine), against, str(threads))
+        bound = sum(lengths) / roofline(model, prompts, lengths, a.samples, limits)
+        share = f"{statistics.median(mine) / bound:.0%}"
+        page.row(f"{model.parameter_count() / 1e6:.1f}M", peer, spread(mine), against, share, str(threads))
     if not a.only_peers:
         size = names[0]
         model = model_of(size)
         variants = {}
         for times in (1, 4):
             prompts, stop = work(model.config.vocab_size, times * a.prompts)
-            variants[f"{times * total}"] = ours(model, prompts, stop, a.samples, a.new_tokens, total)
+            variants[f"{times * total}"] = ours(model, prompts, stop, a.samples, a.new_tokens, total, [])
         growth(f"Does cost grow with work? {size}, {total} slots:", "sequences", variants)
         prompts, stop = work(model.config.vocab_size, a.prompts)
         variants = {
-            str(context): ours(model_of(size, context), prompts, stop, a.samples, a.new_tokens, total)
+            str(context): ours(model_of(size, context), prompts, stop, a.samples, a.new_tokens, total, [])
             for context in (64 + a.new_tokens, 1024, 4096, 16384)
         }
         growth(f"Does an unused context cost? {size}:", "context of the model", variants)

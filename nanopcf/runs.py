@@ -285,7 +285,8 @@ def set_threads(threads: int, model: torch.nn.Module) -> int:
     fewest threads are taken that come within a quarter of the fastest. Large products always gain: all cores.
     """
     parameters = sum(p.numel() for p in model.parameters())
-    if not threads and (next(model.parameters()).device.type != "cpu" or parameters > 20e6):
+    elsewhere = next(model.parameters()).device.type != "cpu"
+    if not threads and (elsewhere or parameters > 20e6 or cores() == 1):
         threads = cores()
     if not threads:
         length = min(40, model.config.max_length)

@@ -10,7 +10,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # the three scripts at the top, also when only the packages are installed
 
-from nanopcf import checkpoint  # noqa: E402
+from nanopcf import checkpoint, runs  # noqa: E402
 from nanopcf.model import ModelConfig, Transformer  # noqa: E402
 from nanopcf.tokenizer import nano_tokenizer  # noqa: E402
 
@@ -30,6 +30,12 @@ def pytest_collection_modifyitems(items):
         for item in items:
             if "cuda" in item.keywords:
                 item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+@pytest.fixture(autouse=True)
+def one_core(monkeypatch):
+    """Runs without --threads probe for them: here they find one, so that a test's numbers don't depend on the moment."""
+    monkeypatch.setattr(runs, "cores", lambda: 1)
 
 
 @pytest.fixture

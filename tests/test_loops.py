@@ -1,5 +1,6 @@
 """The two training scripts and the pipeline: gradients, resume, learning, bad input."""
 
+import copy
 import itertools
 import json
 import subprocess
@@ -18,6 +19,7 @@ from nanopcf import checkpoint, config, flops, runs
 from nanopcf.data import Sequence, pack, write_jsonl
 from nanopcf.model import ModelConfig, Transformer
 from nanopcf.objectives import Recipe
+from nanopcf.sampler import Sampler
 from nanopcf.tasks import make_examples
 from nanopcf.tokenizer import nano_tokenizer
 
@@ -433,3 +435,61 @@ def test_recomputed_activations_change_no_gradient_and_are_fewer(sft, rl, tmp_pa
     everything = kept()
     model.recompute = True
     assert kept() < everything / 3
+
+
+def test_threads_are_the_fewest_within_a_quarter_of_the_fastest(monkeypatch, model):
+    seconds = {1: 1.0, 2: 0.9, 4: 0.5, 6: 0.45}
+    monkeypatch.setattr(runs, "cores", lambda: 6)
+    monkeypatch.setattr(runs, "step_seconds", lambda _model, _tokens, threads: seconds[threads])
+    big = Transformer(ModelConfig(vocab_size=700_000, width=32, layers=1, mlp_width=32))
+    try:
+        assert runs.set_threads(0, model) == 4 == torch.get_num_threads()
+        seconds[1] = 0.55
+        assert runs.set_threads(0, model) == 1 == torch.get_num_threads()
+        assert runs.set_threads(3, model) == 3 == torch.get_num_threads()
+        assert runs.set_threads(0, big) == 6  # large products gain from every core
+    finally:
+        torch.set_num_threads(1)
+
+
+@pytest.mark.parametrize("script", [train_sft, train_rl])
+def test_a_resumed_run_keeps_its_threads(script, sft, rl, monkeypatch):
+    """They decide how sums are rounded: a probe that finds another number later must not change a run's bits."""
+    c = sft if script is train_sft else rl
+    faster = [2]
+    monkeypatch.setattr(runs, "cores", lambda: 2)
+    monkeypatch.setattr(runs, "step_seconds", lambda _m, _t, threads: 1.0 if threads in faster else 2.0)
+    try:
+        script.main(c)
+        faster[:] = [1]
+        torch.set_num_threads(1)
+        script.main(replace(c, resume=True))
+        assert torch.get_num_threads() == 2
+        script.main(replace(c, out=c.out + "-fresh"))
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(1)
+
+
+def test_compiled_blocks_change_no_gradient_and_leave_generation_alone(tiny_config, sft):
+    """torch.compile against the plain model; the sampler, whose shapes change with every token, must not compile anything."""
+    plain = Transformer(replace(tiny_config, layers=1))
+    compiled = copy.deepcopy(plain)
+    compiled.compile_blocks()
+    ids = [[1] * 20, [2, 3, 4], [5] * 9, [7, 8] * 10]
+    rows = pack([Sequence(s, 1) for s in ids], 24)
+    for model in (plain, compiled):
+        train_sft.sft_loss(model, rows).backward()
+    for p, q in zip(plain.parameters(), compiled.parameters(), strict=True):
+        torch.testing.assert_close(q.grad, p.grad, rtol=1e-4, atol=1e-5)
+    before = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    assert before > 0
+    answers = [Sampler(m, slots=3, max_length=40).generate(ids, max_new_tokens=9) for m in (plain, compiled)]
+    assert answers[0] == answers[1]
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == before
+
+
+def test_compiling_without_a_compiler_is_refused(monkeypatch, model):
+    monkeypatch.setattr("shutil.which", lambda _name: None)
+    with pytest.raises(ValueError, match=r"--compile needs a C\+\+ compiler"):
+        model.compile_blocks()

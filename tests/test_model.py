@@ -102,6 +102,12 @@ def test_packed_equals_separate(model):
     torch.testing.assert_close(packed[9:14], model(b[None])[0], rtol=1e-4, atol=1e-5)
 
 
+def test_a_row_of_one_token_needs_no_cache(model):
+    """Decoding has one token a row as well; without a cache there is nothing to read back."""
+    tokens = torch.randint(0, 16, (5, 7))
+    torch.testing.assert_close(model(tokens[:, :1]), model(tokens)[:, :1], rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("options", "word"),
     [
