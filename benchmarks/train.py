@@ -26,7 +26,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import torch
-from common import SHAPES, Page, Run, compare, make_model, ratio, spread
+from common import SHAPES, Page, Run, clock, compare, make_model, ratio, spread
 
 import train_rl
 import train_sft
@@ -92,19 +92,15 @@ def sft_ours(folder: Path, a: argparse.Namespace, compiled: bool) -> Run:
         model.compile_blocks()
     optimizer = Optimizer(model)
 
-    def step() -> float:
-        if a.device.type == "cuda":
-            torch.cuda.synchronize()
-        began = time.perf_counter()
+    def step() -> None:
         rows = pack([Sequence(s, 1) for s in ids], a.length)
         for part in rows.map(lambda t: t.to(a.device)).split(a.micro):
             (train_sft.sft_loss(model, part) / tokens).backward()
-        optimizer.step(1e-4, 1.0)  # its norm is read: the device has finished
-        return time.perf_counter() - began
+        optimizer.step(1e-4, 1.0)
 
     def run() -> float:
         step()
-        return tokens * a.steps / sum(step() for _ in range(a.steps))
+        return tokens * a.steps / sum(clock(step, a.device)[0] for _ in range(a.steps))
 
     return run
 
@@ -115,7 +111,7 @@ def sft_theirs(folder: Path, a: argparse.Namespace, packed: bool) -> Run:
 
     ids = examples(a)
     tokens = sum(map(len, ids))
-    if packed:  # by TRL itself this leaves rows of two steps in one; the same rows, made here
+    if packed:  # the rows that TRL's "wrapped" cuts, made here so that each step has the same
         stream = [t for s in ids for t in s]
         ids = [stream[i : i + a.length] for i in range(0, len(stream) // a.length * a.length, a.length)]
         tokens = len(ids) * a.length

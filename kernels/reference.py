@@ -39,9 +39,7 @@ def chunks(rows: int, vocab: int, device: torch.device) -> Iterator[slice]:
 
 def softmax_stats(x: Tensor, w: Tensor, y: Tensor, temperature: float, entropy: bool):
     """One chunk: x [C, D], w [V, D], y [C] -> p [C, V], logprob, lse, H (or None) [C], and log p [C, V] for H."""
-    z = (
-        x @ w.T
-    )  # (C, V), the only tensor of this size without entropy, and one of two with it: all below is in place
+    z = x @ w.T  # (C, V); all below is in place: one tensor of this size, two with entropy
     if temperature != 1:
         z.div_(temperature)
     top = z.amax(dim=1, keepdim=True)

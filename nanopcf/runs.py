@@ -284,8 +284,8 @@ def set_threads(threads: int, model: torch.nn.Module) -> int:
     Small models spend their time between operations, where a second thread on a busy machine costs up to 100 times: the
     fewest threads are taken that come within a quarter of the fastest. Large products always gain: all cores.
     """
-    parameters = sum(p.numel() for p in model.parameters())
-    elsewhere = next(model.parameters()).device.type != "cpu"
+    parameters = model.parameter_count()
+    elsewhere = model.head_weight.device.type != "cpu"
     if not threads and (elsewhere or parameters > 20e6 or cores() == 1):
         threads = cores()
     if not threads:
