@@ -67,20 +67,13 @@ class PipelineConfig:
     resume: bool = False  # continue the run in --out
 
     def __post_init__(self) -> None:
-        if self.task not in FAMILIES:
-            raise ValueError(
-                f"--task: no {self.task!r}{config.near(self.task, list(FAMILIES))}; there are {', '.join(FAMILIES)}"
-            )
         if not self.data and self.model not in NANO:
             raise ValueError(
                 f"--model: no {self.model!r}; there are {', '.join(NANO)}, and with --data model folders"
             )
         if self.data and (self.model in NANO or not self.test_data):
             raise ValueError("--data needs --test-data, and a model folder or Org/Name as --model")
-        for name in (self.algo, *self.paradigms):
-            if name not in RECIPES:
-                known = f"{config.near(name, list(RECIPES))}; there are {', '.join(RECIPES)}"
-                raise ValueError(f"--{'algo' if name == self.algo else 'paradigms'}: no {name!r}{known}")
+        config.one_of(self, task=FAMILIES, algo=RECIPES, paradigms=RECIPES)
         for name in self.candidates:
             kind, _, size = name.partition("-")
             if kind not in ("uniform", "easy", "hard") or not size.isdigit() or int(size) < 1:
@@ -93,22 +86,17 @@ class PipelineConfig:
                 f"--every-regime: {unknown[0]!r} is not among --candidates ({', '.join(self.candidates)})"
             )
         positive = "corpus base_steps base_batch pool val test sft_steps sft_batch sft_checkpoints passk rl_prompts rl_steps rl_batch rl_group paradigm_seeds"
-        for name in positive.split():
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
+        config.at_least(1, self, positive)
+        config.at_least(0, self, "workers threads")
+        config.above_zero(self, "base_lr sft_lr rl_lr paradigm_flops")
         if not 1 <= self.rl_points <= self.rl_steps:
             raise ValueError(
                 f"--rl-points must be from 1 to --rl-steps, got {self.rl_points}; a ceiling needs 4 or more"
             )
         if self.pack_length <= self.max_new_tokens:
             raise ValueError("--pack-length must be above --max-new-tokens: it holds a prompt and its answer")
-        if self.workers < 0 or self.threads < 0:
-            raise ValueError("--workers and --threads must be 0 (chosen here) or more")
         if self.sft_checkpoints > self.sft_steps:
             raise ValueError("--sft-checkpoints can't be above --sft-steps")
-        for name in ("base_lr", "sft_lr", "rl_lr", "paradigm_flops"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"--{name.replace('_', '-')} must be above 0, got {getattr(self, name)}")
         if not 0 <= self.known <= 1:
             raise ValueError(f"--known is a share from 0 to 1, got {self.known}")
 
@@ -173,11 +161,11 @@ def common(c: PipelineConfig) -> dict:
 # ---- what runs in a worker ----
 
 
-def open_model(c: PipelineConfig, path: str, threads: int = 1) -> tuple[Transformer, TextTokenizer, dict]:
-    """(model, tokenizer, how it is asked): what every scoring of a checkpoint needs."""
+def open_model(c: PipelineConfig, path: str, threads: int | None = None) -> tuple[Transformer, TextTokenizer, dict]:  # fmt: skip
+    """(model, tokenizer, how it is asked): what every scoring of a checkpoint needs. threads: default those of a worker."""
     device = runs.choose_device(c.device)
     model, tokenizer = checkpoint.load(path, device, runs.choose_dtype(c.dtype, device))
-    runs.set_threads(c.threads or threads, model)
+    runs.set_threads(common(c)["threads"] if threads is None else threads, model)
     slots = slots_that_fit(model, min(model.config.max_length, c.pack_length + c.max_new_tokens))
     return (
         model,
@@ -201,8 +189,8 @@ def score_checkpoint(c: PipelineConfig, path: str, data: str) -> dict:
     }
 
 
-def sample_pairs(c: PipelineConfig, before: str, after: str, data: str, count: int = 6) -> list[dict]:
-    """The same problems answered by two models, greedily: two of each of fixed, kept and lost."""
+def sample_pairs(c: PipelineConfig, before: str, after: str, data: str) -> list[dict]:
+    """The same problems answered by two models, greedily: two of each of fixed, kept, never right and lost."""
     examples = read_examples(data, need=("prompt", "answer"))[:128]
     sides = []
     for path in (before, after):
@@ -215,7 +203,7 @@ def sample_pairs(c: PipelineConfig, before: str, after: str, data: str, count: i
         pair |= dict(before_correct=bool(b_right), after_correct=bool(a_right))
         kinds.setdefault((bool(b_right), bool(a_right)), []).append(pair)
     order = [(False, True), (True, True), (False, False), (True, False)]
-    return [pair for kind in order for pair in kinds.get(kind, [])[:2]][:count]
+    return [pair for kind in order for pair in kinds.get(kind, [])[:2]]
 
 
 # ---- the stages ----
@@ -288,12 +276,8 @@ def train_base(c: PipelineConfig, folder: Path, data: dict, threads: int, worker
         lr=c.base_lr,
         schedule="cosine",
         warmup=20,
-        pack_length=CONTEXT,
         checkpoint_every=max(1, c.base_steps // 10),
-        seed=c.seed,
-        threads=threads,
-        device=c.device,
-        resume=True,
+        **common(c) | {"threads": threads, "pack_length": CONTEXT},
     )
     live = watch({"base": folder / "run"}, c.base_steps, "val_loss", "val loss {:.3f}")
     table = run_parallel("base", {"base": (train_sft.main, job)}, 1, folder / "log.txt", live)["base"]
@@ -530,10 +514,10 @@ def fit_ceilings(branches: list[dict]) -> list[dict]:
         if len(points) < 4:  # RL ended at once, without a signal: all that is known is what was reached
             fit = dict(a_post=b["best"], pl_rl=b["best"] - b["p_sft"], status="still rising")
             fit |= dict(a_post_low=b["best"], a_post_high=1.0)
-            fit |= dict.fromkeys(("c_mid", "b", "epsilon", "rmse_fit", "rmse_heldout"))
+            fit |= dict.fromkeys(("c_mid", "b", "epsilon", "law", "rmse_fit", "rmse_heldout"))
         else:
             f = ceiling.fit([p["x"] for p in points], [p["score"] for p in points], b["p_sft"], max_score=1.0)
-            names = ("a_post", "pl_rl", "c_mid", "b", "epsilon", "rmse_fit", "rmse_heldout", "status")
+            names = "a_post pl_rl c_mid b epsilon law rmse_fit rmse_heldout status".split()
             fit = {name: getattr(f, name) for name in names}
             fit["a_post_low"], fit["a_post_high"] = f.interval
         fitted.append({**b, **fit})
@@ -566,7 +550,7 @@ def run(c: PipelineConfig, out: Path, device: torch.device) -> dict:
         data = stages.run("data", settings, lambda f: make_data(c, f))
     base = stages.run(
         "base",
-        "model base_steps base_batch base_lr passk",
+        "model base_steps base_batch base_lr passk chat template micro_rows dtype",
         lambda f: train_base(c, f, data, threads, workers),
     )
     runs.announce(f"base model: {base['parameters']:,} parameters, P_0 = {base['p_0']:.1%}")

@@ -37,7 +37,7 @@ class RLConfig:
     round_prompts: int = 32  # dynamic sampling: prompts a round of generation
     max_rounds: int = 4  # dynamic sampling: rounds a batch at most; then train on what was found
     lr: float = 5e-4  # peak learning rate
-    schedule: str = "constant"  # constant or cosine (to a tenth), after the warm-up
+    schedule: str = "constant"  # constant or cosine (to a tenth at the end of the run), after the warm-up
     warmup: int = 5  # optimizer steps of linear warm-up
     weight_decay: float = 0.0  # AdamW's, on matrices
     clip: float = 1.0  # largest norm of the gradient
@@ -67,24 +67,21 @@ class RLConfig:
     resume: bool = False  # continue the run in --out
 
     def __post_init__(self) -> None:
-        if self.algo not in RECIPES:
-            raise ValueError(f"--algo: no {self.algo!r}{config.near(self.algo, list(RECIPES))}; see --list")
-        for name in (
-            "steps prompts group update_prompts round_prompts max_rounds max_new_tokens eval_every eval_samples "
-            "checkpoint_every pack_length micro_rows"
-        ).split():
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
-        if min(self.slots, self.threads, self.keep, self.max_flops, self.eval_flops) < 0:
-            raise ValueError("--slots, --threads, --keep, --max-flops and --eval-flops can't be negative")
+        config.one_of(self, algo=RECIPES, schedule=SCHEDULES, old_logprobs=("sampler", "recomputed"))
+        config.at_least(
+            1,
+            self,
+            "steps prompts group update_prompts round_prompts max_rounds max_new_tokens overlong_cache",
+        )
+        config.at_least(1, self, "eval_every eval_samples checkpoint_every pack_length micro_rows")
+        config.at_least(
+            0, self, "max_flops eval_flops warmup weight_decay eval_temperature slots keep threads"
+        )
+        config.above_zero(self, "lr clip")
         if self.recipe.expert in ("beside", "prefix") and self.group < 2:
             raise ValueError(f"--group must be at least 2 with {self.algo}: the expert takes one place")
         if self.temperature <= 0:
             raise ValueError("--temperature must be above 0: a greedy rollout has nothing to learn from")
-        if self.old_logprobs not in ("sampler", "recomputed"):
-            raise ValueError(f"--old-logprobs must be sampler or recomputed, got {self.old_logprobs!r}")
-        if self.lr <= 0 or self.clip <= 0:
-            raise ValueError("--lr and --clip must be above 0")
 
     @property
     def recipe(self) -> "Recipe":
@@ -126,7 +123,7 @@ from nanopcf.objectives import (
 from nanopcf.optim import Optimizer
 from nanopcf.rollouts import Group, Problem, roll_out, step_flops
 from nanopcf.sampler import Sampler, slots_that_fit
-from train_sft import learning_rate
+from train_sft import SCHEDULES, learning_rate
 
 
 @torch.no_grad()
@@ -395,7 +392,7 @@ def main(c: RLConfig) -> list[dict]:
                 losses.append(parallel.summed(loss_sum))
                 check(step + 1, "loss", losses[-1], packed, extras)
                 lr = learning_rate(
-                    state["updates"], peak=c.lr, warmup=c.warmup, steps=c.steps, schedule=c.schedule
+                    state["updates"], progress, peak=c.lr, warmup=c.warmup, schedule=c.schedule
                 )
                 norms.append(optimizer.step(lr, c.clip))
                 check(step + 1, "gradient's norm", norms[-1], packed, extras)

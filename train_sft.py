@@ -15,6 +15,8 @@ from dataclasses import dataclass
 
 from nanopcf import config
 
+SCHEDULES = ("constant", "cosine")
+
 
 @dataclass(frozen=True)
 class SFTConfig:
@@ -47,15 +49,10 @@ class SFTConfig:
     resume: bool = False  # continue the run in --out
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch", "pack_length", "micro_rows", "checkpoint_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
-        if self.schedule not in ("constant", "cosine"):
-            raise ValueError(f"--schedule must be constant or cosine, got {self.schedule!r}")
-        if self.lr <= 0 or self.clip <= 0:
-            raise ValueError("--lr and --clip must be above 0")
-        if min(self.threads, self.max_length, self.keep) < 0:
-            raise ValueError("--threads, --max-length and --keep can't be negative")
+        config.at_least(1, self, "steps batch pack_length micro_rows checkpoint_every")
+        config.at_least(0, self, "warmup weight_decay threads max_length keep")
+        config.one_of(self, schedule=SCHEDULES)
+        config.above_zero(self, "lr clip")
 
 
 if __name__ == "__main__":
@@ -73,14 +70,14 @@ from nanopcf.data import Format, Rows, Sequence, batch_indices, encode_examples,
 from nanopcf.optim import Optimizer
 
 
-def learning_rate(step: int, *, peak: float, warmup: int, steps: int, schedule: str) -> float:
-    """Learning rate of step `step` (from 0): linear warm-up, then constant or a cosine down to a tenth of the peak."""
+def learning_rate(step: int, progress: float, *, peak: float, warmup: int, schedule: str) -> float:
+    """Learning rate of optimizer step `step` (from 0) at `progress` (0 to 1) of the run: linear warm-up, then constant or a
+    cosine down to a tenth of the peak."""
     if step < warmup:
         return peak * (step + 1) / warmup
     if schedule == "constant":
         return peak
-    progress = (step - warmup) / max(1, steps - warmup)
-    return peak * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * progress)))
+    return peak * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
 
 
 def sft_loss(model: torch.nn.Module, rows: Rows) -> torch.Tensor:
@@ -201,7 +198,8 @@ def main(c: SFTConfig) -> list[dict]:
                 total += loss.item()
             loss = parallel.summed(total)
             check(step + 1, "loss", loss, rows)
-            lr = learning_rate(step, peak=c.lr, warmup=c.warmup, steps=c.steps, schedule=c.schedule)
+            progress = (step - c.warmup) / max(1, c.steps - c.warmup)
+            lr = learning_rate(step, progress, peak=c.lr, warmup=c.warmup, schedule=c.schedule)
             norm = optimizer.step(lr, c.clip)
             check(step + 1, "gradient's norm", norm, rows)
             seconds = time.perf_counter() - began

@@ -115,8 +115,7 @@ class CeilingFit:
 
     def predict(self, x: ArrayLike) -> np.ndarray:
         """The fitted law at compute x."""
-        start, a_post, c_mid, b = self.law
-        return start + (a_post - start) * shape(np.asarray(x, float), np.array([c_mid]), np.array([b]))[0]
+        return law_at(np.asarray(x, float), self.law)
 
     def band(self, x: ArrayLike, level: float = 0.90) -> np.ndarray:
         """Low and high end (2, len(x)) of the law at compute x."""
@@ -128,7 +127,8 @@ class CeilingFit:
 
         None if that lies beyond 10 times the compute spent: no curve says so much.
         """
-        x = np.geomspace(self.draws.x[1], 10 * self.draws.x[-1], 400)
+        x = self.draws.x
+        x = np.geomspace(x[x > 0][0], 10 * x[-1], 400)
         left = (self.draws.a_post[:, None] - self.draws.law(x)).mean(0)
         below = np.flatnonzero(left < (0.01 * self.max_score if gain is None else gain))
         return float(x[below[0]]) if len(below) else None

@@ -16,6 +16,7 @@ import re
 import shutil
 import sys
 import tomllib
+from collections.abc import Collection
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -27,10 +28,10 @@ class Parser(argparse.ArgumentParser):
     """argparse, with near matches in its complaint about an unknown flag and one line instead of the whole usage."""
 
     def error(self, message: str) -> None:
-        flag = re.search(r"unrecognized arguments: (--[\w-]+)", message)
-        if flag:
+        unknown = re.search(r"unrecognized arguments: (--[\w-]+)", message)
+        if unknown:
             known = [o for a in self._actions for o in a.option_strings]
-            message = f"no flag {flag[1]}" + near(flag[1], known)
+            message = f"no flag {unknown[1]}" + near(unknown[1], known)
         self.exit(2, f"error: {message} (see --help)\n")
 
 
@@ -66,9 +67,38 @@ def from_dict(cls: type[T], values: dict[str, Any], source: str) -> T:
         if n not in values and f.default is MISSING and f.default_factory is MISSING
     ]
     if missing:
-        raise ValueError(f"{source}: required: {', '.join('--' + n.replace('_', '-') for n in missing)}")
+        raise ValueError(f"{source}: required: {', '.join(map(flag, missing))}")
     # TOML has lists where we keep tuples, and writes 1 where 1.0 is meant
     return cls(**{n: _convert(v, known[n].type) for n, v in values.items()})
+
+
+# ---- checks of a config's values, for its __post_init__; each raises ValueError naming the flag ----
+
+
+def at_least(low: int, c: object, names: str) -> None:
+    for name in names.split():
+        if not getattr(c, name) >= low:  # so that nan fails too
+            raise ValueError(f"{flag(name)} must be at least {low}, got {getattr(c, name)}")
+
+
+def above_zero(c: object, names: str) -> None:
+    for name in names.split():
+        if not getattr(c, name) > 0:
+            raise ValueError(f"{flag(name)} must be above 0, got {getattr(c, name)}")
+
+
+def one_of(c: object, **allowed: Collection[str]) -> None:
+    for name, values in allowed.items():
+        given = getattr(c, name)
+        for value in given if isinstance(given, tuple) else (given,):
+            if value not in values:
+                known = f"{near(value, list(values))}; there are {', '.join(values)}"
+                raise ValueError(f"{flag(name)}: no {value!r}{known}")
+
+
+def flag(name: str) -> str:
+    """The flag of a config's field."""
+    return "--" + name.replace("_", "-")
 
 
 def _type_name(kind: Any) -> str:
@@ -123,16 +153,16 @@ def parse(
     for f in fields(cls):
         if presets is not None and f.name == "preset":
             continue
-        flag, kind = "--" + f.name.replace("_", "-"), f.type
+        kind = f.type
         default = " (required)" if f.default is MISSING else f" (default {_show(f.default)})"
         text = (comments[f.name] + (default if f.default not in ("", False) else "")).replace("%", "%%")
         options: dict[str, Any] = dict(default=argparse.SUPPRESS, help=text)
         if kind is bool:
-            parser.add_argument(flag, action="store_true", **options)
+            parser.add_argument(flag(f.name), action="store_true", **options)
         elif getattr(kind, "__origin__", None) is tuple:
-            parser.add_argument(flag, nargs="+", type=kind.__args__[0], metavar="X", **options)
+            parser.add_argument(flag(f.name), nargs="+", type=kind.__args__[0], metavar="X", **options)
         else:
-            parser.add_argument(flag, type=kind, metavar=kind.__name__.upper(), **options)
+            parser.add_argument(flag(f.name), type=kind, metavar=kind.__name__.upper(), **options)
     given = vars(parser.parse_args(argv))
     values: dict[str, Any] = {}
     chosen = given.pop("preset", None)

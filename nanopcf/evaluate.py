@@ -49,12 +49,8 @@ class EvaluateConfig:
     resume: bool = False  # continue the evaluation in --out
 
     def __post_init__(self) -> None:
-        for name in ("samples", "max_new_tokens"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
-        for name in ("limit", "slots", "threads", "show"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"--{name} can't be negative, got {getattr(self, name)}")
+        config.at_least(1, self, "samples max_new_tokens")
+        config.at_least(0, self, "limit slots threads show")
         names = [Path(f).stem for f in (*self.data, *self.ood)]
         if len(set(names)) < len(names):
             raise ValueError(f"--data, --ood: two files of the same name, {max(names, key=names.count)}")
@@ -142,7 +138,8 @@ def evaluate_file(
             top_p=c.top_p,
             max_new_tokens=c.max_new_tokens,
             slots=slots,
-            seed=hash((c.seed, first)),
+            seed=c.seed,
+            places=range(first, first + len(part)),
             judge=judge,
         )
         done = []

@@ -7,6 +7,10 @@ A ceiling that its curve doesn't identify (`still rising`) is drawn open, as the
 import io
 import math
 
+import numpy as np
+
+from nanopcf.ceiling import law_at
+
 SHADES = {
     "adaptive": "#dbe9f6",
     "stable": "#d9f0d3",
@@ -26,8 +30,8 @@ def percent(value: float | None) -> str:
 
 def si(flops: float) -> str:
     """1.2e12 -> "1.20 TFLOPs"."""
-    power = min(6, int(math.log10(flops) // 3)) if flops >= 1 else 0
-    return f"{flops / 1000**power:.3g} {' KMGTPE'[power].strip()}FLOPs"
+    scale, unit = flops_unit(flops)
+    return f"{flops / scale:.3g} {unit}"
 
 
 def label(b: dict) -> str:
@@ -146,12 +150,9 @@ def draw_rl(plt, report: dict):
             x, y = [p["x"] / scale for p in b["curve"]], [100 * p["score"] for p in b["curve"]]
             text = "no SFT" if name == "base" else f"step {b['sft_step']}, {b['regime']}"
             ax.plot(x, y, "o", ms=3.5, color=colour, alpha=0.7, label=f"{text}: {ceiling_text(b)}")
-            if b["c_mid"]:
-                at = [x[-1] * i / 100 for i in range(1, 101)]
-                s = b["p_sft"] + b["epsilon"]
-                gain = b["a_post"] - s
-                fit = [100 * (s + gain / (1 + (a * scale / b["c_mid"]) ** -b["b"])) for a in at]
-                ax.plot(at, fit, color=colour, lw=1.5)
+            if b["law"]:
+                at = np.linspace(0, x[-1], 101)
+                ax.plot(at, 100 * law_at(at * scale, b["law"]), color=colour, lw=1.5)
             if not rising(b):
                 ax.axhline(100 * b["a_post"], color=colour, ls=":", lw=1.2)
                 ax.axhspan(100 * b["a_post_low"], 100 * b["a_post_high"], color=colour, alpha=0.1, lw=0)

@@ -28,6 +28,8 @@ class GenerateConfig:
     dtype: str = "auto"  # float32 or bfloat16 (auto: bfloat16 on CUDA)
 
     def __post_init__(self) -> None:
+        config.at_least(1, self, "samples max_new_tokens")
+        config.at_least(0, self, "threads")
         if not self.prompt and not self.chat:
             raise ValueError("--prompt is empty: give the text to continue, or --chat for a conversation")
 

@@ -254,6 +254,15 @@ def page(report: dict, images: dict[str, bytes]) -> str:
     facts += [["versions", e(", ".join(f"{n} {v}" for n, v in environment["versions"].items()))]]
     facts += [["commit", e(environment["commit"])], ["seed", str(report["seed"])]]
     facts += [["seconds", e(", ".join(f"{n} {s:g}" for n, s in report["elapsed_s"].items()))]]
+    if report["flags"].get("data"):
+        setting = f"(<code>{e(report['flags']['model'])}</code>) on <code>{e(report['flags']['data'])}</code>"
+        caution = "One seed: read this as a first look."
+    else:
+        setting = f"on generated mathematics (task <code>{e(report['task'])}</code>), trained from random weights in this run"
+        caution = (
+            "One seed of a nano model: read this as a check of the machinery. Built into the task: an expert trajectory "
+            "teaches exactly the facts that stand in it, which favours larger and longer sets."
+        )
     compared = ""
     if report["paradigms"]:
         rows = [[e(cell) for cell in paradigms.cells(r)] for r in report["paradigms"]]
@@ -269,8 +278,7 @@ The ceiling is fitted to the mean curve.</p>"""
 <h1>How high can this model go?</h1>
 <p class="lead">{e(headline(report))}</p>
 <div class="tiles">{"".join(f"<div class=tile><b>{v}</b><span>{t}</span></div>" for v, t in tiles)}</div>
-<p class="note">A {report["base"]["parameters"]:,}-parameter transformer on generated mathematics (task <code>{e(report["task"])}</code>), trained
-from random weights in this run. Scores are pass@1 in per cent at temperature 0.7, on problems seen in no training stage.</p>{no_plots}
+<p class="note">A {report["base"]["parameters"]:,}-parameter transformer {setting}. Scores are pass@1 in per cent at temperature 0.7, on problems seen in no training stage.</p>{no_plots}
 <h2>Which expert data? The selector</h2>
 <p class="note">Ranked by minimum validation loss, which is known before any RL (the paper's RQ3). pass@{k} stands beside it for comparison.</p>
 {table(["candidate set", "min val loss", "start RL at step", "P_sft", f"pass@{k}", "ceiling", "verdict"], ranking, {1, 3, 4, 5})}
@@ -283,8 +291,7 @@ extrapolation). Intervals are 90 %. Greedy accuracy is given because part of any
 <h2>Every route against compute</h2>{figure("compute")}
 {compared}<h2>What the paper claims, and what this run shows</h2>
 {table(["claim", "this run", "evidence"], verdicts)}
-<p class="note">One seed of a nano model: read this as a check of the machinery. “Not resolved” means that the intervals overlap or a curve still
-rises. Built into the task: an expert trajectory teaches exactly the facts that stand in it, which favours larger and longer sets.</p>
+<p class="note">{caution} “Not resolved” means that the intervals overlap or a curve still rises.</p>
 <h2>The same problems before and after RL</h2>
 <p class="note">Greedy answers of {e(report["samples"][0]["dataset"]) if report["samples"] else "–"}.</p>
 {table(["problem", "answer", "before RL", "after RL"], samples)}

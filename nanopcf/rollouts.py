@@ -102,7 +102,7 @@ def roll_out(
         answers = sampler.generate(
             [p.prompt + b for p, b in zip(problems, begun, strict=True)],
             max_new_tokens=[max_new_tokens - len(b) for b in begun],
-            seed=hash((*seed, "continue")) if False else hash((*seed, 1)),
+            seed=hash((*seed, 1)),
             **common,
         )
         for g, p, a, b in zip(groups, problems, answers, begun, strict=True):

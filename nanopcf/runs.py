@@ -24,6 +24,7 @@ from pathlib import Path
 import torch
 
 from nanopcf import parallel
+from nanopcf.config import flag
 
 try:
     import fcntl
@@ -108,9 +109,8 @@ def open_run(out: str | Path, config: object, resume: bool, *, free: tuple[str, 
             raise ValueError(f"{out} already holds a run; continue it with --resume, or choose another --out")
         for k in now:
             if then.get(k) != now[k]:
-                flag = "--" + k.replace("_", "-")
                 raise ValueError(
-                    f"{out} holds a run of another config: {flag} was {then.get(k)!r}, is {now[k]!r}; choose another --out"
+                    f"{out} holds a run of another config: {flag(k)} was {then.get(k)!r}, is {now[k]!r}; choose another --out"
                 )
         if not path.exists():
             write_json(path, now)
@@ -209,7 +209,8 @@ class Metrics:
         self.path = folder / "metrics.jsonl"
         if parallel.rank() > 0:
             return
-        rows = [r for r in read_metrics(self.path) if r["step"] <= from_step] if self.path.exists() else []
+        there = read_metrics(self.path) if self.path.exists() else []
+        rows = [r for r in there if isinstance(r.get("step"), int) and r["step"] <= from_step]
         write_text(self.path, "".join(json.dumps(r) + "\n" for r in rows))
 
     def log(self, **row: object) -> None:
@@ -220,14 +221,14 @@ class Metrics:
 
 
 def read_metrics(path: Path) -> list[dict]:
-    """Rows of a metrics.jsonl, up to a line that isn't one: the last, cut off by a kill."""
+    """Objects of a JSONL file that is written line by line, up to a line that isn't one: the last, cut off by a kill."""
     rows = []
     for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
         try:
             row = json.loads(line)
         except (ValueError, RecursionError):
             break
-        if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+        if not isinstance(row, dict):
             break
         rows.append(row)
     return rows

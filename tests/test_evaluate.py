@@ -48,15 +48,24 @@ def test_table_of_several_files(c, capsys, tmp_path):
     assert json.loads((tmp_path / "out" / "scores.json").read_text())["scores"] == scores
 
 
-def test_resume_ends_with_the_same_file(c, tmp_path):
-    """Cut anywhere, also inside a line: what is there after --resume is what an uninterrupted run wrote."""
+def test_resume_ends_with_the_same_file(c, tmp_path, monkeypatch):
+    """Cut anywhere, also inside a line: what is there after --resume is what an uninterrupted run wrote, and only the rest ran."""
+    asked, complete = [], evaluate.complete
+    monkeypatch.setattr(
+        evaluate, "complete", lambda m, t, part, **k: asked.append(len(part)) or complete(m, t, part, **k)
+    )
     evaluate.main(c)
     path = tmp_path / "out" / "a.jsonl"
     whole = path.read_bytes()
+    assert sum(asked) == 23
+    chunk = asked[0]
     for cut in np.random.default_rng().integers(0, len(whole), 4):
         path.write_bytes(whole[:cut])
+        kept = whole[: cut + 1].count(b"\n") // chunk * chunk
+        asked.clear()
         evaluate.main(replace(c, resume=True))
         assert path.read_bytes() == whole
+        assert sum(asked) == 11 - kept  # of the two other files, which are complete, nothing
     with pytest.raises(ValueError, match="already holds a run"):
         evaluate.main(c)
     with pytest.raises(ValueError, match=r"--temperature was 0\.7, is 0\.5"):
@@ -67,7 +76,7 @@ def test_resume_ends_with_the_same_file(c, tmp_path):
     ("change", "message"),
     [
         (dict(samples=0), "--samples must be at least 1"),
-        (dict(slots=-1), "--slots can't be negative"),
+        (dict(slots=-1), "--slots must be at least 0"),
         (dict(out="", resume=True), "--resume needs --out"),
         (dict(verifier="mine"), "--verifier must be ours"),
         (dict(chat=True), "no chat template"),

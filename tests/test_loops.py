@@ -86,11 +86,13 @@ def test_gradient_does_not_depend_on_micro_batches(sft, tmp_path):
 
 
 def test_learning_rate():
-    options = dict(peak=2.0, warmup=4, steps=104)
-    rates = [train_sft.learning_rate(s, schedule="cosine", **options) for s in range(104)]
+    options = dict(peak=2.0, warmup=4)
+    rates = [train_sft.learning_rate(s, (s - 4) / 100, schedule="cosine", **options) for s in range(104)]
     assert rates[:4] == [0.5, 1.0, 1.5, 2.0]
     assert rates[54] == pytest.approx(2.0 * 0.55) and rates[-1] == pytest.approx(0.2, abs=1e-3)
-    assert train_sft.learning_rate(80, schedule="constant", **options) == 2.0
+    assert train_sft.learning_rate(80, 0.76, schedule="constant", **options) == 2.0
+    # a run that ends by compute may overshoot: the rate stays at its end, the cosine doesn't come up again
+    assert train_sft.learning_rate(120, 1.4, schedule="cosine", **options) == pytest.approx(0.2)
 
 
 def stop_after(monkeypatch, module, checkpoints: int) -> None:
@@ -149,6 +151,14 @@ def test_first_step_is_on_policy(rl, old, monkeypatch):
     torch.testing.assert_close(torch.cat(ratios), torch.ones(len(torch.cat(ratios))), atol=2e-5, rtol=0)
     row = runs.read_metrics(train_rl.runs.Path(rl.out) / "metrics.jsonl")[-1]
     assert row["delta_logprob_max"] < 2e-5 and row["clip_low"] == row["clip_high"] == 0
+
+
+def test_rl_cosine_falls_along_the_run(rl):
+    """Whatever the number of updates a batch: the rate depends on the share of the run that is done."""
+    train_rl.main(replace(rl, schedule="cosine", warmup=0, prompts=4, update_prompts=1))
+    rates = [r["lr"] for r in runs.read_metrics(train_rl.runs.Path(rl.out) / "metrics.jsonl") if "lr" in r]
+    by_hand = [rl.lr * (0.1 + 0.45 * (1 + np.cos(np.pi * k / 4))) for k in range(4)]
+    assert rates == pytest.approx(by_hand)
 
 
 def test_rl_resume_is_bit_identical(rl, init_dir, tmp_path, monkeypatch):
@@ -260,6 +270,26 @@ def run_script(*arguments: str) -> subprocess.CompletedProcess:
         (
             ["train_rl.py", "--model", "m", "--train", "t", "--val", "v", "--out", "o", "--group", "0"],
             "--group must be at least 1",
+        ),
+        (
+            [
+                "train_rl.py",
+                "--model",
+                "m",
+                "--train",
+                "t",
+                "--val",
+                "v",
+                "--out",
+                "o",
+                "--schedule",
+                "linaer",
+            ],
+            "--schedule: no 'linaer'; there are constant, cosine",
+        ),
+        (
+            ["-m", "nanopcf.generate", "--model", "m", "--prompt", "1", "--threads", "-1"],
+            "--threads must be at least 0",
         ),
         (
             ["train_sft.py", "--model", "nowhere", "--train", "t", "--val", "v", "--out", "o"],

@@ -77,6 +77,8 @@ def test_a_given_model_on_given_problems(tmp_path, model_dir):
     assert [e.prompt for e in parts["test"]] == [e.prompt for e in test]
     prompts = [e.prompt for n in ("val", "rl", "corpus") for e in parts[n]]
     assert sorted(prompts) == sorted({e.prompt for e in train} - {e.prompt for e in test})
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "generated mathematics" not in page and str(tmp_path / "train.jsonl") in page
     with pytest.raises(ValueError, match="--val and --rl-prompts alone take 2000"):
         pipeline.main(replace(c, out=str(tmp_path / "other"), val=1984))
 
@@ -109,9 +111,26 @@ def test_seed_changes_the_numbers(tmp_path):
     assert losses[0] != losses[1] and data[0] != data[1]
 
 
+def test_a_real_model_is_scored_with_a_probed_number_of_threads(model_dir, monkeypatch):
+    asked = []
+    monkeypatch.setattr(pipeline.runs, "set_threads", lambda threads, model: asked.append(threads))
+    pipeline.open_model(TOY, str(model_dir))
+    real = replace(TOY, data="x", test_data="y", model=str(model_dir), threads=0)
+    pipeline.open_model(real, str(model_dir))
+    pipeline.open_model(replace(real, threads=2), str(model_dir))
+    assert asked == [1, 0, 2]  # TOY has --threads 1
+
+
 def branch(dataset, step, regime, status, best, low, high, p_sft=0.3):
     fit = dict(
-        a_post=best, pl_rl=best - p_sft, c_mid=1e9, b=1.0, epsilon=0.0, rmse_fit=0.01, rmse_heldout=None
+        a_post=best,
+        pl_rl=best - p_sft,
+        c_mid=1e9,
+        b=1.0,
+        epsilon=0.0,
+        law=(p_sft, best, 1e9, 1.0),
+        rmse_fit=0.01,
+        rmse_heldout=None,
     )
     curve = [{"x": 0.0, "score": p_sft}, {"x": 1e9, "score": best}, {"x": 2e9, "score": best}]
     return dict(dataset=dataset, sft_step=step, regime=regime, status=status, best=best, a_post_low=low, a_post_high=high,
