@@ -23,6 +23,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+import kernels
+
 
 @dataclass(frozen=True)
 class ModelConfig:
@@ -152,13 +154,16 @@ class Attention(nn.Module):
         else:
             k, v = store(k, v)  # (B, KV, S, hd)
         if T > 1 or store is None:
+            # on CUDA only the flash kernel knows of groups, and it takes neither a mask nor float32
+            if x.is_cuda and (mask is not None or x.dtype == torch.float32):
+                k, v = (t.repeat_interleave(self.heads // self.kv_heads, dim=1) for t in (k, v))
             y = F.scaled_dot_product_attention(
                 q.transpose(1, 2),
                 k,
                 v,
                 attn_mask=mask,
                 is_causal=mask is None,
-                enable_gqa=self.heads != self.kv_heads,
+                enable_gqa=self.heads != k.shape[1],
             )
             return self.out(y.transpose(1, 2).reshape(B, T, -1))
         # decoding: the query heads of a key head are rows of one product, and no key is repeated
@@ -238,6 +243,9 @@ class Transformer(nn.Module):
             shutil.which(name) for name in compilers if name
         ):
             raise ValueError("--compile needs a C++ compiler on a CPU: install g++, or leave the flag out")
+        # with and without a mask, a gradient, a second row ...: past the limit a block would silently run uncompiled
+        limit = "recompile_limit" if hasattr(torch._dynamo.config, "recompile_limit") else "cache_size_limit"
+        setattr(torch._dynamo.config, limit, 64)
         for block in self.blocks:
             block.compile(dynamic=True)
 
@@ -247,6 +255,10 @@ class Transformer(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden [..., D] -> float32 logits [..., V]; for the sampler and for reading: losses go through `kernels`."""
+        if kernels.sums_leave_in_float32(hidden) and hidden.dim() == 2:
+            return torch.mm(
+                hidden, self.head_weight.T, out_dtype=torch.float32
+            )  # not through bfloat16's eight bits
         return F.linear(hidden, self.head_weight).float()
 
     def parameter_count(self) -> int:

@@ -17,8 +17,7 @@ from nanopcf import parallel
 
 def add_gradient(master: Tensor, parameter: Tensor) -> None:
     """Move a parameter's fresh gradient to its master, as soon as autograd has it: never two gradients of the model."""
-    gradient = parameter.grad.float()
-    master.grad = gradient if master.grad is None else master.grad.add_(gradient)
+    master.grad = parameter.grad.float() if master.grad is None else master.grad.add_(parameter.grad)
     parameter.grad = None
 
 

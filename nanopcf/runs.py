@@ -262,6 +262,9 @@ def choose_device(name: str) -> torch.device:
         raise ValueError(f"--device {name}: expected auto, cpu, cuda or mps")
     if not there[name]:
         raise ValueError(f"--device {name}: this machine or this build of torch has none; try --device cpu")
+    if name == "cuda":
+        # cuDNN's attention plans anew for every shape, which packed rows and generation have many of
+        torch.backends.cuda.enable_cudnn_sdp(False)
     return torch.device(name)
 
 

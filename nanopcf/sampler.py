@@ -102,7 +102,7 @@ class Sampler:
         self.model, self.slots, self.max_length = model, slots, max_length
         on_gpu = model.head_weight.device.type == "cuda"
         self.every = 8 if on_gpu else 1  # steps between two looks at which answers have ended
-        self.capture = capture_graph if on_gpu else None
+        self.capture = graph_capture if on_gpu else None
 
     @torch.inference_mode()
     def generate(
@@ -145,13 +145,14 @@ class Sampler:
         slots = min(self.slots, total)
         budget = [min(k, self.max_length - len(p)) for p, k in zip(prompts, limits, strict=True)]
         longest = max(budget)
-        # no cache beyond what can be written
+        # no cache beyond what can be written; on a GPU in whole blocks of the attention kernels
         length = max(len(p) + k for p, k in zip(prompts, budget, strict=True))
+        length = -(-length // 64) * 64 if self.capture else length
         first = np.array(range(len(prompts)) if places is None else places, dtype=np.int64) * n
         sequences = (first[:, None] + np.arange(n)).ravel()
         uniforms = torch.from_numpy(counter_uniforms(seed, sequences, longest)).to(device)
         uniforms = F.pad(uniforms, (0, 1, 0, 1))  # for idle rows, and for steps after the last
-        stop = torch.tensor(sorted(stop_ids), device=device)
+        stop = torch.tensor(sorted(stop_ids), dtype=torch.long, device=device)
         # what comes out, filled in place and read once at the end; the last row is that of idle slots
         out_tokens = torch.zeros(total + 1, longest + 1, dtype=torch.long, device=device)
         out_logprobs = torch.zeros(total + 1, longest + 1, device=device)
@@ -172,7 +173,7 @@ class Sampler:
             s, m, at = sequence[:rows], made[:rows].clamp(max=longest), position[:rows].clamp(max=length - 1)
             token[:rows], logprob = sample(model.logits(hidden[:rows]), uniforms[s, m], temperature, top_p)
             out_tokens[s, m], out_logprobs[s, m] = token[:rows], logprob
-            stopped = torch.isin(token[:rows], stop)
+            stopped = (token[:rows, None] == stop).any(-1)  # torch.isin may sort, and wait for the GPU
             now = (stopped | (m + 1 >= limit[:rows])) & ~ended[:rows]
             out_length[s] = torch.where(now, m + 1, out_length[s])
             out_stopped[s] = torch.where(now, stopped, out_stopped[s])
@@ -182,7 +183,7 @@ class Sampler:
             made[:rows] += 1
             position[:rows] += 1
 
-        replay = Replay(step, self.capture, slots, length) if self.capture else step
+        replay = Replay(step, self.capture(), slots, length) if self.capture else step
         every = 1 if stream or progress else self.every
         queue = deque(range(total))
         prefilled = range(0)  # prompts whose keys and values wait in `scratch`
@@ -290,7 +291,10 @@ class Replay:
         rows = self.slots
         while rows // 2 >= live:
             rows //= 2
-        S = min(self.length, -(-S // 64) * 64)
+        apart = max(
+            64, 2 ** S.bit_length() // 8
+        )  # an eighth to a quarter of S in vain: not one capture after another
+        S = min(self.length, -(-S // apart) * apart)
         key = (rows, S)
         if key not in self.captured:
             self.captured[key] = None
@@ -301,9 +305,15 @@ class Replay:
         self.captured[key]()
 
 
-def capture_graph(work: Callable[[], None]) -> Callable[[], None]:
-    """A CUDA graph of work(): capturing runs nothing, replaying costs one launch."""
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        work()
-    return graph.replay
+def graph_capture() -> Callable[[Callable[[], None]], Callable[[], None]]:
+    """capture(work) -> a CUDA graph of it: capturing runs nothing, replaying costs one launch. All graphs that one capture
+    makes keep their temporaries in the same memory: none of them outlives its replay."""
+    pool = torch.cuda.graph_pool_handle()
+
+    def capture(work: Callable[[], None]) -> Callable[[], None]:
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+            work()
+        return graph.replay
+
+    return capture

@@ -153,6 +153,16 @@ def test_first_step_is_on_policy(rl, old, monkeypatch):
     assert row["delta_logprob_max"] < 2e-5 and row["clip_low"] == row["clip_high"] == 0
 
 
+@pytest.mark.cuda
+def test_both_stages_run_on_a_gpu(sft, rl):
+    """bfloat16 weights, float32 masters: the loss falls, and sampler and trainer agree to a few bits."""
+    table = train_sft.main(replace(sft, device="cuda", steps=40, checkpoint_every=20))
+    assert table[-1]["val_loss"] < table[0]["val_loss"]
+    train_rl.main(replace(rl, device="cuda", algo="dapo_dc"))
+    rows = runs.read_metrics(train_rl.runs.Path(rl.out) / "metrics.jsonl")
+    assert max(r["delta_logprob_mean"] for r in rows if "delta_logprob_mean" in r) < 0.05
+
+
 def test_rl_cosine_falls_along_the_run(rl):
     """Whatever the number of updates a batch: the rate depends on the share of the run that is done."""
     train_rl.main(replace(rl, schedule="cosine", warmup=0, prompts=4, update_prompts=1))

@@ -51,7 +51,7 @@ def files(tmp_path):
 def test_sft_on_two_processes_is_sft_on_one(model_dir, files, tmp_path):
     """Same losses, same weights up to rounding; the rows don't divide evenly, and rank 0 alone writes and speaks."""
     common = ["train_sft.py", "--model", str(model_dir), "--train", files[0], "--val", files[1], "--steps", "4", "--batch", "7",
-              "--checkpoint-every", "2", "--micro-rows", "2", "--pack-length", "40", "--threads", "1"]  # fmt: skip
+              "--checkpoint-every", "2", "--micro-rows", "2", "--pack-length", "40", "--threads", "1", "--device", "cpu"]  # fmt: skip
     for n in (1, 2):
         done = script(*common, "--out", str(tmp_path / f"run{n}"), processes=n)
         assert done.returncode == 0, done.stderr
@@ -69,7 +69,7 @@ def test_rl_on_two_processes_is_rl_on_one(model_dir, files, tmp_path):
     """The same answers are drawn, the same groups kept, the same curve; also the KL, which needs every token's score."""
     rl = ["train_rl.py", "--model", str(model_dir), "--train", files[0], "--val", files[1], "--algo", "grpo", "--steps", "3",
           "--prompts", "5", "--update-prompts", "3", "--group", "4", "--eval-every", "3", "--micro-rows", "2",
-          "--pack-length", "64", "--threads", "1", "--max-new-tokens", "12", "--old-logprobs", "recomputed"]  # fmt: skip
+          "--pack-length", "64", "--threads", "1", "--max-new-tokens", "12", "--old-logprobs", "recomputed", "--device", "cpu"]  # fmt: skip
     for n in (1, 2):
         done = script(*rl, "--out", str(tmp_path / f"run{n}"), processes=n)
         assert done.returncode == 0, done.stderr

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from nanopcf.sampler import Sampler, counter_uniforms, sample
+from nanopcf.sampler import Replay, Sampler, counter_uniforms, sample
 
 
 def greedy_by_hand(model, prompt: list[int], count: int, stop: int) -> list[int]:
@@ -121,7 +121,7 @@ def test_a_gpu_s_schedule_draws_the_same(model, slots, n):
     want = Sampler(model, slots=slots, max_length=64).generate(prompts, **options)
     sampler = Sampler(model, slots=slots, max_length=64)
     captures = []
-    sampler.every, sampler.capture = 8, lambda work: captures.append(1) or work
+    sampler.every, sampler.capture = 8, lambda: lambda work: captures.append(1) or work
     got = sampler.generate(prompts, **options)
     assert [(c.tokens, c.finish_reason) for c in got] == [(c.tokens, c.finish_reason) for c in want]
     for a, b in zip(got, want, strict=True):
@@ -130,3 +130,34 @@ def test_a_gpu_s_schedule_draws_the_same(model, slots, n):
     assert (
         {c.finish_reason for c in want} == {"stop", "length"} and len({len(c.tokens) for c in want}) > 3
     ) or slots == 1
+
+
+def test_steps_of_many_lengths_are_few_captures():
+    """Whatever is asked for is covered, with an eighth to a quarter of work in vain above 512 positions."""
+    covered = []
+    replay = Replay(lambda rows, S: covered.append((rows, S)), lambda work: work, slots=24, length=5000)
+    for live, S in [(24, 1), (13, 64), (12, 65), (7, 700), (3, 4095), (1, 4999)] + [
+        (24, s) for s in range(600, 5000)
+    ]:
+        replay(live, S)
+        rows, length = covered[-1]
+        assert live <= rows < 2 * live and S <= length <= max(S + 63, 1.25 * S)
+    assert len({s for _, s in covered if s > 512}) <= 16
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_gpu_draws_what_the_cpu_draws(model, temperature):
+    """The captured step, in float32: the same tokens, refilled slots and all; in bfloat16: log-probs of its own logits."""
+    prompts = random_prompts(9)
+    options = dict(n=3, max_new_tokens=20, temperature=temperature, stop_ids=[3], seed=5)
+    want = Sampler(model, slots=8, max_length=64).generate(prompts, **options)
+    got = Sampler(model.cuda(), slots=8, max_length=64).generate(prompts, **options)
+    assert [(c.tokens, c.finish_reason) for c in got] == [(c.tokens, c.finish_reason) for c in want]
+    for a, b in zip(got, want, strict=True):
+        assert a.logprobs == pytest.approx(b.logprobs, abs=1e-4)
+    for c in Sampler(model.bfloat16(), slots=8, max_length=64).generate(prompts, **options):
+        tokens = torch.tensor(prompts[c.prompt_index] + c.tokens, device="cuda")
+        hidden = model(tokens[None])[0, :-1]
+        expected = model.logits(hidden).log_softmax(-1).gather(-1, tokens[1:, None])[-len(c.tokens) :, 0]
+        np.testing.assert_allclose(c.logprobs, expected.tolist(), atol=0.15)
