@@ -107,6 +107,7 @@ if __name__ == "__main__":
     )  # before torch is imported, which takes seconds
 
 import time
+from concurrent.futures import Executor
 
 import numpy as np
 import torch
@@ -120,7 +121,7 @@ from nanopcf.evaluate import complete, pass_at_k
 from nanopcf.model import NANO, ModelConfig, Transformer
 from nanopcf.objectives import RECIPES
 from nanopcf.sampler import slots_that_fit
-from nanopcf.stages import Stages, resumable, run_parallel, watch
+from nanopcf.stages import Stages, resumable, run_parallel, watch, worker_pool
 from nanopcf.tasks import FAMILIES, Lore, make_examples
 from nanopcf.tokenizer import TextTokenizer, nano_tokenizer
 
@@ -253,11 +254,11 @@ def write_splits(folder: Path, splits: dict[str, list[Example]]) -> dict:
     return {name: str(folder / f"{name}.jsonl") for name in splits}
 
 
-def train_base(c: PipelineConfig, folder: Path, data: dict, threads: int, workers: int) -> dict:
+def train_base(c: PipelineConfig, folder: Path, data: dict, threads: int, pool: Executor) -> dict:
     """Pretraining is the same loop on web text, from random weights; then the base model's score. With --data: the score."""
     if c.data:
         job = {"base": (score_checkpoint, c, c.model, data["test"])}
-        score = run_parallel("base score", job, 1, folder / "log.txt")["base"]
+        score = run_parallel("base score", job, pool, folder / "log.txt")["base"]
         return {"model": c.model, "p_0": score["score"], "pretrain_loss": None} | {
             k: score[k] for k in ("pass_at_k", "parameters")
         }
@@ -280,12 +281,12 @@ def train_base(c: PipelineConfig, folder: Path, data: dict, threads: int, worker
         **common(c) | {"threads": threads, "pack_length": CONTEXT},
     )
     live = watch({"base": folder / "run"}, c.base_steps, "val_loss", "val loss {:.3f}")
-    table = run_parallel("base", {"base": (train_sft.main, job)}, 1, folder / "log.txt", live)["base"]
+    table = run_parallel("base", {"base": (train_sft.main, job)}, pool, folder / "log.txt", live)["base"]
     model = str(runs.checkpoints(folder / "run")[-1][1])
     score = run_parallel(
         "base score",
         {"base": (score_checkpoint, c, model, data["test"])},
-        1,
+        pool,
         folder / "log.txt",
     )["base"]
     return {
@@ -341,7 +342,7 @@ def make_candidates(c: PipelineConfig, folder: Path, data: dict, base: dict, thr
 
 
 def train_candidates(
-    c: PipelineConfig, folder: Path, data: dict, base: dict, files: dict, workers: int
+    c: PipelineConfig, folder: Path, data: dict, base: dict, files: dict, pool: Executor
 ) -> list[dict]:
     """SFT on every candidate set, then pass@1 and pass@k of every checkpoint."""
     jobs = {
@@ -363,13 +364,13 @@ def train_candidates(
         for name in files
     }
     live = watch({n: folder / n for n in files}, c.sft_steps, "val_loss", "val loss {:.3f}")
-    tables = run_parallel("SFT", jobs, workers, folder / "log.txt", live)
+    tables = run_parallel("SFT", jobs, pool, folder / "log.txt", live)
     jobs = {
         (name, row["step"]): (score_checkpoint, c, str(folder / name / "checkpoints" / f"step-{row['step']}"), data["test"])
         for name, table in tables.items()
         for row in table
     }  # fmt: skip
-    scores = run_parallel("SFT scores", jobs, workers, folder / "log.txt")
+    scores = run_parallel("SFT scores", jobs, pool, folder / "log.txt")
     candidates = []
     for name, table in tables.items():
         rows = [{**row, **scores[name, row["step"]]} for row in table]
@@ -441,7 +442,7 @@ def rl_config(c: PipelineConfig, model: str, data: dict, out: Path, **changed) -
 
 
 def train_branches(
-    c: PipelineConfig, folder: Path, data: dict, base: dict, starts: list[dict], workers: int
+    c: PipelineConfig, folder: Path, data: dict, base: dict, starts: list[dict], pool: Executor
 ) -> list[dict]:
     """RL from every start; a branch is its start, its curve and its final policy."""
     jobs, models = {}, {}
@@ -452,7 +453,7 @@ def train_branches(
         rl = rl_config(c, models[name], data, folder / name)
         jobs[name] = (train_rl.main, rl)
     live = watch({n: folder / n for n in jobs}, c.rl_steps, "score", "score {:.1%}")
-    curves = run_parallel("RL", jobs, workers, folder / "log.txt", live)
+    curves = run_parallel("RL", jobs, pool, folder / "log.txt", live)
     branches = []
     for s, (name, curve) in zip(starts, curves.items(), strict=True):
         branches.append(
@@ -471,7 +472,7 @@ def train_branches(
 
 
 def compare_paradigms(
-    c: PipelineConfig, folder: Path, data: dict, base: dict, start: dict, workers: int
+    c: PipelineConfig, folder: Path, data: dict, base: dict, start: dict, pool: Executor
 ) -> list[dict]:
     """Every paradigm from the base model and from `start`, the selector's checkpoint, until --paradigm-flops are spent."""
     sft = folder.parent / "sft" / start["dataset"] / "checkpoints" / f"step-{start['sft_step']}"
@@ -498,7 +499,7 @@ def compare_paradigms(
                 )
                 jobs[key] = (train_rl.main, rl)
     live = watch(folders, c.paradigm_flops, "score", "score {:.1%}", of="x")
-    curves = run_parallel("paradigms", jobs, workers, folder / "log.txt", live)
+    curves = run_parallel("paradigms", jobs, pool, folder / "log.txt", live)
     return [
         dict(algo=algo, start=name, seed=seed, x_sft=x_sft)
         | {"curve": [{"x": x_sft + p["x"], "score": p["score"]} for p in curve]}
@@ -531,12 +532,13 @@ def main(c: PipelineConfig) -> dict:
         raise ValueError(f"{out} already holds a run; continue it with --resume, or choose another --out")
     with runs.lock(out), resumable(out):
         runs.write_json(out / "config.json", asdict(c))
-        return run(c, out, device)
+        threads, workers = probe(c, device)
+        with worker_pool(workers) as pool:
+            return run(c, out, device, threads, pool)
 
 
-def run(c: PipelineConfig, out: Path, device: torch.device) -> dict:
+def run(c: PipelineConfig, out: Path, device: torch.device, threads: int, pool: Executor) -> dict:
     """Every stage in its turn."""
-    threads, workers = probe(c, device)
     runs.announce(runs.header(device, threads))
     kernels.path(None, device)  # says which one
     began = time.perf_counter()
@@ -551,7 +553,7 @@ def run(c: PipelineConfig, out: Path, device: torch.device) -> dict:
     base = stages.run(
         "base",
         "model base_steps base_batch base_lr passk chat template micro_rows dtype",
-        lambda f: train_base(c, f, data, threads, workers),
+        lambda f: train_base(c, f, data, threads, pool),
     )
     runs.announce(f"base model: {base['parameters']:,} parameters, P_0 = {base['p_0']:.1%}")
     sets = stages.run("candidates", "candidates pool", lambda f: make_candidates(c, f, data, base, threads))
@@ -559,14 +561,14 @@ def run(c: PipelineConfig, out: Path, device: torch.device) -> dict:
     candidates = stages.run(
         "sft",
         "sft_steps sft_batch sft_lr sft_checkpoints",
-        lambda f: train_candidates(c, f, data, base, sets["files"], workers),
+        lambda f: train_candidates(c, f, data, base, sets["files"], pool),
     )
     selection = stages.run("select", "every_regime", lambda f: choose_starts(c, candidates))
     runs.announce(f"selector: {selection['chosen']} has the lowest validation loss")
     branches = stages.run(
         "rl",
         "algo rl_steps rl_batch rl_group rl_lr rl_points",
-        lambda f: train_branches(c, f, data, base, selection["starts"], workers),
+        lambda f: train_branches(c, f, data, base, selection["starts"], pool),
     )
     branches = fit_ceilings(branches)
     compared: list[dict] = []
@@ -577,7 +579,7 @@ def run(c: PipelineConfig, out: Path, device: torch.device) -> dict:
         every_run = stages.run(
             "paradigms",
             "paradigms paradigm_flops paradigm_seeds",
-            lambda f: compare_paradigms(c, f, data, base, start, workers),
+            lambda f: compare_paradigms(c, f, data, base, start, pool),
         )
         compared = paradigms.summarise(every_run)
 

@@ -291,9 +291,8 @@ class Replay:
         rows = self.slots
         while rows // 2 >= live:
             rows //= 2
-        apart = max(
-            64, 2 ** S.bit_length() // 8
-        )  # an eighth to a quarter of S in vain: not one capture after another
+        # lengths an eighth to a quarter apart: neither a capture every few steps nor much work in vain
+        apart = max(64, 2 ** S.bit_length() // 8)
         S = min(self.length, -(-S // apart) * apart)
         key = (rows, S)
         if key not in self.captured:

@@ -14,9 +14,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 
+import torch
 from tqdm import tqdm
 
 from nanopcf import runs
@@ -52,10 +53,16 @@ class Stages:
         return record["result"]
 
 
-def in_child(log: Path) -> None:
-    """Set up a worker process. What it says goes to the run's log, so the parent's bar stays whole; its end is the parent's
-    affair: Ctrl-C is passed on as SIGTERM, and a worker doesn't outlive a killed parent."""
-    sys.stderr = log.open("a", encoding="utf-8", buffering=1)
+def worker_pool(workers: int) -> ProcessPoolExecutor:
+    """Processes for `run_parallel`. One serves all stages, since each new process imports torch, which takes seconds; they
+    start when there is work for them."""
+    spawn = multiprocessing.get_context("spawn")  # fork after torch has started threads can hang
+    return ProcessPoolExecutor(workers, spawn, in_child)
+
+
+def in_child() -> None:
+    """Set up a worker process. Its end is the parent's affair: Ctrl-C is passed on as SIGTERM, and a worker doesn't outlive
+    a killed parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=end_with_parent, daemon=True).start()
 
@@ -65,12 +72,17 @@ def end_with_parent() -> None:
     os._exit(1)
 
 
-def do_job(function: Callable, *arguments: object) -> object:
-    """A worker that was asked to end does so once its job has saved, instead of taking the next one."""
-    try:
-        return function(*arguments)
-    except SystemExit as ended:
-        os._exit(ended.code)
+def do_job(log: Path, function: Callable, *arguments: object) -> object:
+    """function(*arguments) in a worker. What it says goes to the log, so the parent's bar stays whole. A worker that was
+    asked to end does so once its job has saved, instead of taking the next one."""
+    with log.open("a", encoding="utf-8", buffering=1) as file, redirect_stderr(file):
+        try:
+            return function(*arguments)
+        except SystemExit as ended:
+            os._exit(ended.code)
+        finally:
+            if torch.cuda.is_initialized():
+                torch.cuda.empty_cache()  # for the parent, or for a worker beside this one
 
 
 @contextmanager
@@ -103,22 +115,22 @@ def resumable(out: Path) -> Iterator[None]:
 
 
 def run_parallel(
-    label: str, jobs: dict[str, tuple], workers: int, log: Path, live: Callable | None = None
+    label: str, jobs: dict[str, tuple], pool: ProcessPoolExecutor, log: Path, live: Callable | None = None
 ) -> dict:
-    """{name: function(*arguments)} of jobs {name: (function, arguments...)}, `workers` at a time, under one bar.
+    """{name: function(*arguments)} of jobs {name: (function, arguments...)}, as many at a time as the pool has workers,
+    under one bar.
 
     live() -> (share done 0..1, text) is asked again and again for what the bar shows.
     """
     results = {}
-    spawn = multiprocessing.get_context("spawn")  # fork after torch has started threads can hang
     bar = tqdm(
         total=100,
         desc=label,
         bar_format="{desc:<12} {percentage:3.0f}% |{bar:24}| {elapsed}<{remaining}{postfix}",
     )
     pause = 0.5 if sys.stderr.isatty() else 15.0  # a log file needs no line every half second
-    with bar, ProcessPoolExecutor(min(workers, len(jobs)), spawn, in_child, (log,)) as pool:
-        futures = {pool.submit(do_job, *job): name for name, job in jobs.items()}
+    with bar:
+        futures = {pool.submit(do_job, log, *job): name for name, job in jobs.items()}
         try:
             pending = set(futures)
             while pending:

@@ -1,6 +1,9 @@
 import contextlib
+import io
 import json
 import os
+import runpy
+import subprocess
 import sys
 from pathlib import Path
 
@@ -58,6 +61,25 @@ def model(tiny_config) -> Transformer:
 def model_dir(model, tmp_path) -> Path:
     checkpoint.save(model, nano_tokenizer(), tmp_path / "model")
     return tmp_path / "model"
+
+
+def run_script(*arguments: str) -> subprocess.CompletedProcess:
+    """`python SCRIPT ...` or `python -m MODULE ...`, run in this process: a new one imports torch for seconds."""
+    said, complained = io.StringIO(), io.StringIO()
+    script, *rest = arguments
+    if script == "-m":
+        script, *rest = rest
+        script = script.replace(".", "/") + ".py"
+    before, code = sys.argv, 0
+    sys.argv = [script, *rest]
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(complained):
+        try:
+            runpy.run_path(str(ROOT / script), run_name="__main__")
+        except SystemExit as ended:
+            code = ended.code or 0
+        finally:
+            sys.argv = before
+    return subprocess.CompletedProcess(arguments, code, said.getvalue(), complained.getvalue())
 
 
 # columns of metrics.jsonl that a clock wrote

@@ -1,6 +1,4 @@
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -277,12 +275,11 @@ def test_parquet(tmp_path):
 
 
 def test_show_marks_what_is_trained(model_dir, tmp_path):
-    from conftest import ROOT
+    from conftest import run_script
 
     path = tmp_path / "x.jsonl"
     path.write_text(json.dumps(dict(prompt="1+1=", trajectory="2")))
     command = [
-        sys.executable,
         "-m",
         "nanopcf.tokenizer",
         "show",
@@ -291,7 +288,7 @@ def test_show_marks_what_is_trained(model_dir, tmp_path):
         "--data",
         str(path),
     ]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    done = run_script(*command)
     assert done.stdout == "1·+·1·=[[2·<end>]]\n" and "(4 tokens given, 2 trained)" in done.stderr
     assert show(nano_tokenizer(), [1, 2, 3], 1, colour=True) == "1\x1b[32m2·3\x1b[0m"
 

@@ -6,15 +6,13 @@ pytest -m long tests/test_hostile.py        10,000 cases a property
 import json
 import resource
 import shutil
-import subprocess
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, run_script
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -336,7 +334,7 @@ def test_links_in_a_run_folder_lead_nowhere(tmp_path):
 
 
 def ends_well(arguments: list[str], *said: str) -> None:
-    done = subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = run_script(*arguments)
     last = done.stderr.strip().splitlines()[-1]
     assert done.returncode == 2 and last.startswith("error: ") and "Traceback" not in done.stderr, done.stderr
     assert all(text in last for text in said), last

@@ -11,7 +11,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, write_rows
+from conftest import ROOT, run_script, write_rows
 from safetensors.torch import load_file
 
 import train_rl
@@ -264,10 +264,6 @@ def test_compute_follows_eq_25(rl, model):
 # ---- bad input: one sentence, exit code 2, nothing half-written ----
 
 
-def run_script(*arguments: str) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True)
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -429,7 +425,7 @@ def test_pass_at_k_against_enumeration():
 @pytest.mark.parametrize("script", ["train_sft.py", "train_rl.py", "pipeline.py"])
 def test_help_needs_no_torch(script):
     code = f"import sys, runpy; sys.modules['torch'] = None; sys.argv = ['{script}', '--help']; runpy.run_path('{script}', run_name='__main__')"
-    result = run_script("-c", code)
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0 and "--resume" in result.stdout, result.stderr
 
 

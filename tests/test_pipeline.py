@@ -101,13 +101,14 @@ def test_presets_are_whole(preset, tmp_path):
 def test_seed_changes_the_numbers(tmp_path):
     """Down to the first stage: other data, another base model."""
     losses, data = [], []
-    for seed in (1, 2):
-        c = replace(TOY, base_steps=2, seed=seed)
-        folder = tmp_path / str(seed)
-        folder.mkdir()
-        files = pipeline.make_data(c, folder)
-        data.append(read_examples(files["test"]))
-        losses.append(pipeline.train_base(c, folder, files, 1, 1)["pretrain_loss"])
+    with pipeline.worker_pool(1) as pool:
+        for seed in (1, 2):
+            c = replace(TOY, base_steps=2, seed=seed)
+            folder = tmp_path / str(seed)
+            folder.mkdir()
+            files = pipeline.make_data(c, folder)
+            data.append(read_examples(files["test"]))
+            losses.append(pipeline.train_base(c, folder, files, 1, pool)["pretrain_loss"])
     assert losses[0] != losses[1] and data[0] != data[1]
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, TIMED, write_rows
+from conftest import ROOT, TIMED, run_script, write_rows
 from safetensors.torch import load_file
 
 import train_rl
@@ -61,11 +61,9 @@ def start(arguments: list[str], **options) -> subprocess.Popen:
     )
 
 
-def finish(arguments: list[str]) -> str:
-    process = start(arguments)
-    _, said = process.communicate(timeout=120)
-    assert process.returncode == 0, said
-    return said
+def finish(arguments: list[str]) -> None:
+    done = run_script(*arguments[1:])
+    assert done.returncode == 0, done.stderr
 
 
 def wait_for_step(out: Path, process: subprocess.Popen, count: int = 2) -> None:
@@ -135,7 +133,7 @@ def test_a_pipeline_killed_or_stopped_ends_as_if_it_had_not_been(tmp_path):
         "1",
         "--out",
     ]
-    finish([*arguments, str(tmp_path / "whole")])
+    subprocess.run([*arguments, str(tmp_path / "whole")], cwd=ROOT, check=True)
     rng, out = random.Random(0), tmp_path / "cut"
     for i in range(12):
         process = start([*arguments, str(out), "--resume"])
@@ -146,7 +144,7 @@ def test_a_pipeline_killed_or_stopped_ends_as_if_it_had_not_been(tmp_path):
         assert process.returncode in (0, -9, 143, 130), said
         if process.returncode > 0:
             assert "the same command with --resume goes on" in said and "Traceback" not in said
-    finish([*arguments, str(out), "--resume"])
+    subprocess.run([*arguments, str(out), "--resume"], cwd=ROOT, check=True)
     a, b = (runs.read_json(f / "report.json") for f in (tmp_path / "whole", out))
     for key in ("base", "candidates", "branches", "selector", "samples"):
         text = json.dumps(b[key]).replace(str(out), str(tmp_path / "whole"))
@@ -263,12 +261,7 @@ def test_a_number_gone_wrong_is_replayed_to_the_module_and_the_gradients(model, 
     seen = replay.replay(tmp_path / "not-finite", torch.device("cpu"))
     assert seen["module"] == "blocks.1.mlp.down" and math.isnan(seen["gradient_norm"])
     assert "blocks.1.mlp.down.weight" in seen["gradients"] and len(seen["rows"]) == 2
-    done = subprocess.run(
-        [sys.executable, "-m", "nanopcf.replay", str(tmp_path / "not-finite")],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
+    done = run_script("-m", "nanopcf.replay", str(tmp_path / "not-finite"))
     assert done.returncode == 0 and "isn't finite: blocks.1.mlp.down\n" in done.stdout
 
 
