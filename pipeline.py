@@ -101,10 +101,8 @@ class PipelineConfig:
             raise ValueError(f"--known is a share from 0 to 1, got {self.known}")
 
 
-if __name__ == "__main__":
-    config.show_help(
-        PipelineConfig, __doc__, presets=PRESETS, preset="demo"
-    )  # before torch is imported, which takes seconds
+if __name__ == "__main__":  # --help, before torch is imported, which takes seconds
+    config.show_help(PipelineConfig, __doc__, presets=PRESETS, preset="demo")
 
 import time
 from concurrent.futures import Executor
@@ -564,7 +562,12 @@ def run(c: PipelineConfig, out: Path, device: torch.device, threads: int, pool: 
         lambda f: train_candidates(c, f, data, base, sets["files"], pool),
     )
     selection = stages.run("select", "every_regime", lambda f: choose_starts(c, candidates))
-    runs.announce(f"selector: {selection['chosen']} has the lowest validation loss")
+    doubt = (
+        ""
+        if selection["saturated"]
+        else ", still falling when SFT ended: more --sft-steps may change the choice"
+    )
+    runs.announce(f"selector: {selection['chosen']} has the lowest validation loss{doubt}")
     branches = stages.run(
         "rl",
         "algo rl_steps rl_batch rl_group rl_lr rl_points",

@@ -100,18 +100,26 @@ from functools import partial
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 import kernels
 from nanopcf import checkpoint, parallel, replay, runs
-from nanopcf.data import Format, Rows, Sequence, batch_indices, encode_prompts, pack, read_examples
+from nanopcf.data import (
+    Format,
+    Rows,
+    Sequence,
+    batch_indices,
+    encode_prompts,
+    pack,
+    read_examples,
+    trained_hidden,
+)
 from nanopcf.evaluate import complete
 from nanopcf.objectives import (
     RECIPES,
     Recipe,
+    Terms,
     clip_stats,
     group_advantages,
-    has_signal,
     kl_in_reward,
     kl_penalty,
     overlong_penalty,
@@ -136,9 +144,8 @@ def score_tokens(
     """
     device = model.head_weight.device
     found = torch.zeros(2, count, device=device)
-    for part in rows.map(lambda t: parallel.share(t).to(device)).split(micro_rows):
-        hidden = model(part.tokens, positions=part.positions, documents=part.documents)
-        hidden, targets = hidden[part.trained], part.targets[part.trained]
+    for part in rows.own(device).split(micro_rows):
+        hidden, targets = trained_hidden(model, part)
         scores = kernels.linear_logprob(
             hidden, model.head_weight, targets, temperature=temperature, entropy=True
         )
@@ -159,7 +166,7 @@ def try_longest(
     """The longest prompt in every slot, answered to the limit; then one update on --micro-rows rows of that length."""
     length = max(len(prompt) + c.max_new_tokens, c.pack_length)
     rows = pack([Sequence([0] * length, 1)] * min(c.micro_rows, c.update_prompts * c.group), length)
-    rows = rows.map(lambda t: t.to(device))
+    rows = rows.to(device)
     zeros = torch.zeros(rows.tokens.numel(), device=device)
 
     def generate() -> None:
@@ -167,10 +174,10 @@ def try_longest(
         sampler.generate(prompts, max_new_tokens=c.max_new_tokens, temperature=c.temperature)
 
     def update() -> None:
-        hidden = model(rows.tokens, positions=rows.positions, documents=rows.documents)[rows.trained]
+        hidden, targets = trained_hidden(model, rows)
         terms = [zeros[: len(hidden)]] * 4 + [zeros[: len(hidden)].bool()]
         loss, _ = kernels.linear_token_loss(
-            hidden, model.head_weight, rows.targets[rows.trained], partial(rl_loss, recipe=c.recipe), terms
+            hidden, model.head_weight, targets, partial(rl_loss, recipe=c.recipe), terms
         )
         loss.backward()
         optimizer.step(0.0, c.clip)
@@ -187,7 +194,6 @@ def main(c: RLConfig) -> list[dict]:
     """Train; return the curve as dicts of step, x (FLOPs), score, greedy."""
     # ---- 1. setup ----
     device = parallel.start(runs.choose_device(c.device))
-    to_device = lambda t: t.to(device)  # noqa: E731
     recipe = c.recipe
     dtype = runs.choose_dtype(c.dtype, device)
     model, tokenizer = checkpoint.load(c.model, device, dtype)
@@ -256,12 +262,10 @@ def main(c: RLConfig) -> list[dict]:
             replay.stop(out, f"step {step}: the {what} is {value}", model, tokenizer, rows, **used)
 
     def save() -> None:
-        if parallel.rank() == 0:
-            folder = out / "checkpoints" / f"step-{state['step']}"
-            checkpoint.save_training(folder, model, tokenizer, optimizer, state)
-            scores = {r["step"]: r["score"] for r in runs.read_metrics(metrics.path) if "score" in r}
-            runs.prune(out, c.keep, scores)
-        parallel.wait()
+        scores = {r["step"]: r["score"] for r in metrics.rows("score")}
+        checkpoint.save_step(
+            out, state["step"], model, tokenizer, optimizer, state, keep=c.keep, goodness=scores
+        )
 
     # ---- 2. the run folder, and where the run stands ----
     with runs.open_run(c.out, c, c.resume, free=("device", "threads")) as out, runs.stoppable() as asked:
@@ -279,15 +283,7 @@ def main(c: RLConfig) -> list[dict]:
         )
         if not saved:
             metrics.log(step=0, x=0.0, score=evaluate(c.eval_temperature), greedy=evaluate(0.0))
-        bar = tqdm(
-            range(state["step"], state["step"] if state["ended"] else c.steps),
-            initial=state["step"],
-            total=c.steps,
-            desc=f"RL {out.name}",
-            leave=False,
-            mininterval=0.5,
-            disable=parallel.rank() > 0,
-        )
+        bar = runs.bar(state["step"], state["step"] if state["ended"] else c.steps, c.steps, f"RL {out.name}")
         for step in bar:
             began = time.perf_counter()
             # ---- 3. rollouts (dynamic sampling: rounds, until enough groups have a signal) ----
@@ -299,7 +295,7 @@ def main(c: RLConfig) -> list[dict]:
                 fresh = draw_groups(state["drawn"], prompts, progress)
                 state["drawn"] += 1
                 seen += fresh
-                groups += [g for g in fresh if not recipe.dynamic_sampling or has_signal(g.rewards[None])[0]]
+                groups += [g for g in fresh if g.has_signal or not recipe.dynamic_sampling]
                 if len(groups) >= c.prompts:
                     break
             groups = groups[: c.prompts]  # the surplus is dropped, as in DAPO
@@ -367,16 +363,18 @@ def main(c: RLConfig) -> list[dict]:
                     current=current,
                     max_length=c.max_new_tokens,
                 )
-                extras = [*terms] + ([ref[flat]] if recipe.kl_coef and recipe.kl_place == "loss" else [])
-                extras = [to_device(e) for e in extras]
+                terms = Terms(*(t.to(device) for t in terms))
+                extras = [*terms]
+                if recipe.kl_coef and recipe.kl_place == "loss":
+                    extras.append(ref[flat].to(device))
                 loss_sum = 0.0
-                for rows in packed.map(lambda t: parallel.share(t).to(device)).split(c.micro_rows):
-                    at = rows.index[rows.trained]
-                    hidden = model(rows.tokens, positions=rows.positions, documents=rows.documents)
+                for micro in packed.own(device).split(c.micro_rows):
+                    hidden, targets = trained_hidden(model, micro)
+                    at = micro.index[micro.trained]
                     loss, stats = kernels.linear_token_loss(
-                        hidden[rows.trained],
+                        hidden,
                         model.head_weight,
-                        rows.targets[rows.trained],
+                        targets,
                         partial(rl_loss, recipe=recipe),
                         [e[at] for e in extras],
                         temperature=c.temperature,
@@ -384,11 +382,11 @@ def main(c: RLConfig) -> list[dict]:
                     loss.backward()
                     loss_sum += loss.item()
                     entropies.append(stats["entropy"])
-                    own = ~extras[4][at]
-                    pair = clip_stats(stats["logprob"], extras[0][at], extras[1][at], recipe)
+                    own = ~terms.expert[at]
+                    pair = clip_stats(stats["logprob"], terms.old_logprob[at], terms.advantage[at], recipe)
                     clipped.append(torch.stack(pair, dim=1)[own])
                     if first == 0:  # still the weights that sampled: sampler and trainer should agree
-                        deltas.append((stats["logprob"] - to_device(sampled[flat])[at])[own].abs())
+                        deltas.append((stats["logprob"] - sampled[flat].to(device)[at])[own].abs())
                 losses.append(parallel.summed(loss_sum))
                 check(step + 1, "loss", losses[-1], packed, extras)
                 lr = learning_rate(
@@ -411,7 +409,7 @@ def main(c: RLConfig) -> list[dict]:
                 x=state["x"],
                 pass_rate=mean(torch.cat(tried)),
                 reward=mean(rewards),
-                signal_share=float(np.mean([has_signal(g.rewards[None]).item() for g in seen])),
+                signal_share=float(np.mean([g.has_signal for g in seen])),
                 rounds=len(seen) / (c.round_prompts if recipe.dynamic_sampling else c.prompts),
                 length=mean(lengths),
                 truncated_share=mean(truncated),
@@ -461,10 +459,8 @@ def main(c: RLConfig) -> list[dict]:
         parallel.wait()
         if not (out / "curve.json").exists():
             save()
-            rows = runs.read_metrics(metrics.path)
-            curve = [
-                {k: r[k] for k in ("step", "x", "score", "greedy") if k in r} for r in rows if "score" in r
-            ]
+            names = ("step", "x", "score", "greedy")
+            curve = [{k: r[k] for k in names if k in r} for r in metrics.rows("score")]
             if curve[-1]["x"] < state["x"]:  # ended between two evaluations
                 curve.append({"step": state["step"], "x": state["x"], "score": evaluate(c.eval_temperature)})
             curve[-1]["greedy"] = evaluate(0.0)
@@ -490,4 +486,4 @@ if __name__ == "__main__":
         for name, comment in config.field_help(Recipe).items():
             print(f"  {name:<18}{comment}")
     else:
-        config.run_cli(lambda: print_curve(main(config.parse(RLConfig, __doc__.split("\n\n")[0]))))
+        config.run_cli(lambda: print_curve(main(config.parse(RLConfig, __doc__))))

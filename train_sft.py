@@ -62,11 +62,19 @@ import math
 import time
 
 import torch
-from tqdm import tqdm
 
 import kernels
 from nanopcf import checkpoint, flops, parallel, regimes, replay, runs
-from nanopcf.data import Format, Rows, Sequence, batch_indices, encode_examples, pack, read_examples
+from nanopcf.data import (
+    Format,
+    Rows,
+    Sequence,
+    batch_indices,
+    encode_examples,
+    pack,
+    read_examples,
+    trained_hidden,
+)
 from nanopcf.optim import Optimizer
 
 
@@ -81,25 +89,23 @@ def learning_rate(step: int, progress: float, *, peak: float, warmup: int, sched
 
 
 def sft_loss(model: torch.nn.Module, rows: Rows) -> torch.Tensor:
-    """Sum of -logprob over the trained tokens of packed rows; the head sees those tokens' hidden states only."""
-    hidden = model(rows.tokens, positions=rows.positions, documents=rows.documents)  # (R, S, D)
-    hidden, targets = hidden[rows.trained], rows.targets[rows.trained]  # (N, D), (N,)
+    """Sum of -logprob over the trained tokens of packed rows."""
+    hidden, targets = trained_hidden(model, rows)
     return kernels.linear_cross_entropy(hidden, model.head_weight, targets, reduction="sum")
 
 
 @torch.no_grad()
 def validation_loss(model: torch.nn.Module, rows: Rows, micro_rows: int) -> float:
     """Mean -logprob a trained token, over the whole validation set; each process takes its share of the rows."""
-    device = model.head_weight.device
-    own = rows.map(lambda t: parallel.share(t).to(device))
-    total = sum(sft_loss(model, part).item() for part in own.split(micro_rows))
+    own = rows.own(model.head_weight.device).split(micro_rows)
+    total = sum(sft_loss(model, part).item() for part in own)
     return parallel.summed(total) / int(rows.trained.sum())
 
 
 def try_longest(model: torch.nn.Module, optimizer: Optimizer, c: SFTConfig, longest: int, device) -> None:
     """One optimizer step on --micro-rows full rows, every token trained: no step of the run needs more memory."""
     length = max(longest, c.pack_length)
-    rows = pack([Sequence([0] * length, 1)] * min(c.micro_rows, c.batch), length).map(lambda t: t.to(device))
+    rows = pack([Sequence([0] * length, 1)] * min(c.micro_rows, c.batch), length).to(device)
 
     def work() -> None:
         sft_loss(model, rows).backward()
@@ -150,15 +156,9 @@ def main(c: SFTConfig) -> list[dict]:
         metrics.log(step=step, val_loss=loss, x_sft=step * step_flops)
 
     def save(step: int) -> None:
-        if parallel.rank() == 0:
-            folder = out / "checkpoints" / f"step-{step}"
-            checkpoint.save_training(folder, model, tokenizer, optimizer, {"step": step, "threads": threads})
-            lowest = {r["step"]: -r["val_loss"] for r in runs.read_metrics(metrics.path) if "val_loss" in r}
-            runs.prune(out, c.keep, lowest)
-            # RL may start from any, training goes on from the last
-            for _, older in runs.checkpoints(out)[:-1]:
-                (older / "optimizer.safetensors").unlink(missing_ok=True)
-        parallel.wait()
+        state = {"step": step, "threads": threads}
+        goodness = {r["step"]: -r["val_loss"] for r in metrics.rows("val_loss")}
+        checkpoint.save_step(out, step, model, tokenizer, optimizer, state, keep=c.keep, goodness=goodness)
 
     # ---- 2. the run folder, and where the run stands ----
     with runs.open_run(c.out, c, c.resume, free=("device", "threads")) as out, runs.stoppable() as asked:
@@ -177,22 +177,14 @@ def main(c: SFTConfig) -> list[dict]:
             save(0)
 
         # ---- 3. the loop ----
-        bar = tqdm(
-            range(start, c.steps),
-            initial=start,
-            total=c.steps,
-            desc=f"SFT {out.name}",
-            leave=False,
-            mininterval=0.5,
-            disable=parallel.rank() > 0,
-        )
+        bar = runs.bar(start, c.steps, c.steps, f"SFT {out.name}")
         for step in bar:
             began = time.perf_counter()
             batch: list[Sequence] = [train[i] for i in batch_indices(len(train), c.batch, step, c.seed)]
             rows = pack(batch, c.pack_length)
             trained = int(rows.trained.sum())  # the denominator of the whole batch
             total = 0.0
-            for part in rows.map(lambda t: parallel.share(t).to(device)).split(c.micro_rows):
+            for part in rows.own(device).split(c.micro_rows):
                 loss = sft_loss(model, part) / trained
                 loss.backward()
                 total += loss.item()
@@ -223,7 +215,7 @@ def main(c: SFTConfig) -> list[dict]:
             bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
 
         # ---- 5. regimes ----
-        rows = [r for r in runs.read_metrics(metrics.path) if "val_loss" in r]
+        rows = metrics.rows("val_loss")
         names = regimes.classify([r["step"] for r in rows], [r["val_loss"] for r in rows])
         there = {step for step, _ in runs.checkpoints(out)}  # --keep may have left fewer
         table = [{**r, "regime": n} for r, n in zip(rows, names, strict=True) if r["step"] in there]
@@ -241,4 +233,4 @@ def print_table(table: list[dict]) -> None:
 
 
 if __name__ == "__main__":
-    config.run_cli(lambda: print_table(main(config.parse(SFTConfig, __doc__.split("\n\n")[0]))))
+    config.run_cli(lambda: print_table(main(config.parse(SFTConfig, __doc__))))

@@ -137,7 +137,7 @@ def dlogits_kernel(x, w, dz_out, y_ptr, lse_ptr, a_ptr, b_ptr, c_ptr, N, V, D, d
 def tiling(dtype: torch.dtype, major: int) -> dict:
     """Tile sizes and pipeline for a GPU of compute capability major.x (0: the interpreter).
 
-    Chosen so that no register spills and shared memory suffices on the smallest card of each kind: tests/test_triton.py.
+    Chosen so that no register spills and shared memory suffices on the smallest card of each kind: tests/test_kernels.py.
     """
     tma = major in (9, 10)  # Hopper and data-centre Blackwell
     if dtype == torch.float32 and major:

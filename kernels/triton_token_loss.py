@@ -13,7 +13,7 @@ while its probabilities are there. For each chunk of C rows:
 What is stored is the tile's softmax and not its logits, for precision. A bfloat16 keeps 8 bits: of a logit of 40 that
 is an error of 0.08, 8 % of the probability; of a probability it is 0.2 % whatever its size. And logprob, lse and H don't
 come from what is stored: they are exact to float32, from the registers of step 1. (bfloat16 logits put 5-12 % of
-tokens more than 2 % off a policy ratio of 1, when the weights haven't changed: tests/test_triton.py shows it.)
+tokens more than 2 % off a policy ratio of 1, when the weights haven't changed: tests/test_kernels.py shows it.)
 
 Cost: 3 matrix products (6 N D V FLOP) against 4; 6 bytes of traffic a logit in bfloat16 (store, read, store) besides
 what the products read; memory [C, V] in the type of hidden, and dW in float32 when there is more than one chunk. C is

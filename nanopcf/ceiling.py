@@ -82,9 +82,8 @@ class Draws:
         for tau, ell in {*zip(self.tau, self.ell, strict=True)}:
             mine = (self.tau == tau) & (self.ell == ell)
             cov = np.eye(len(points)) + tau**2 * np.exp(-apart / ell)
-            weights = np.linalg.solve(
-                cov[:n, :n], cov[:n, n:]
-            )  # (n, len(x)): drift carried on from the misses
+            # drift carried on from the misses, (n, len(x))
+            weights = np.linalg.solve(cov[:n, :n], cov[:n, n:])
             left = cov[n:, n:] - cov[n:, :n] @ weights
             noise = rng.normal(size=(mine.sum(), len(x))) @ np.linalg.cholesky(left).T
             scores[mine] += misses[mine] @ weights + self.sigma[mine, None] * noise
@@ -231,9 +230,8 @@ def least_squares(
         e = np.zeros_like(a)
         if free_offset:
             both = (gr * hh - hr * gh) / (gg * hh - gh**2 + 1e-12)  # the best with e free
-            both = np.clip(
-                np.where(hr > both * gh, both, a), 0, cap - p
-            )  # and with e = 0 where e would be < 0
+            # and with e = 0 where e would be < 0
+            both = np.clip(np.where(hr > both * gh, both, a), 0, cap - p)
             a, e = both, np.maximum(hr - both * gh, 0) / hh
         i = int((a * a * gg + 2 * a * e * gh + e * e * hh - 2 * a * gr - 2 * e * hr).argmin())
         best = np.log([[c_mid[i]], [b[i]]])

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from nanopcf import config, runs
+from nanopcf import config, parallel, runs
 from nanopcf.model import ModelConfig, Transformer
 from nanopcf.optim import Optimizer
 from nanopcf.tokenizer import TextTokenizer, load_tokenizer
@@ -292,6 +292,20 @@ def save_training(
         runs.write_json(temporary / "state.json", state)
 
     runs.write_folder(folder, write)
+
+
+def save_step(
+    out: Path, step: int, model: Transformer, tokenizer: TextTokenizer, optimizer: Optimizer, state: dict, *, keep: int,
+    goodness: dict[int, float],
+) -> None:  # fmt: skip
+    """The checkpoint of a run's step: rank 0 writes it, the others wait. Then `runs.prune`; older checkpoints lose their
+    optimizer: RL may start from any, training goes on from the last."""
+    if parallel.rank() == 0:
+        save_training(out / "checkpoints" / f"step-{step}", model, tokenizer, optimizer, state)
+        runs.prune(out, keep, goodness)
+        for _, older in runs.checkpoints(out)[:-1]:
+            (older / "optimizer.safetensors").unlink(missing_ok=True)
+    parallel.wait()
 
 
 def load_training(folder: Path, model: Transformer, optimizer: Optimizer, state: dict) -> dict:

@@ -4,7 +4,7 @@
     class Config:
         lr: float = 1e-3  # peak learning rate
 
-`parse(Config, description)` makes `--lr` with that comment as its help. Flags override `--config FILE.toml`, which
+`parse(Config, doc)` makes `--lr` with that comment as its help. Flags override `--config FILE.toml`, which
 overrides the defaults. Unknown names are errors that list near matches. A bool is `--flag`; a field without a default
 is required.
 """
@@ -133,15 +133,18 @@ def read_toml(path: str | Path) -> dict[str, Any]:
 
 def parse(
     cls: type[T],
-    description: str,
+    doc: str,
     argv: list[str] | None = None,
     *,
     presets: Path | None = None,
     preset: str = "",
 ) -> T:
-    """The command line as a config. With `presets` (a folder), `--preset NAME` reads NAME.toml from it first."""
+    """The command line as a config; the first paragraph of `doc` is the help's description. With `presets` (a folder), `--preset NAME` reads NAME.toml from it first."""
     parser = Parser(
-        description=description, usage="%(prog)s [--flag VALUE ...]", formatter_class=Help, allow_abbrev=False
+        description=doc.split("\n\n")[0],
+        usage="%(prog)s [--flag VALUE ...]",
+        formatter_class=Help,
+        allow_abbrev=False,
     )
     parser.add_argument("--config", metavar="FILE.toml", help="settings from a file; flags override it")
     if presets is not None:
@@ -177,7 +180,7 @@ def parse(
 def show_help(cls: type, doc: str, **options: Any) -> None:
     """Answer --help and end, if it is among the arguments; the scripts call this before their slow imports."""
     if {"-h", "--help"} & set(sys.argv[1:]):
-        parse(cls, doc.split("\n\n")[0], **options)
+        parse(cls, doc, **options)
 
 
 def _show(default: Any) -> str:

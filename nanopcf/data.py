@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nanopcf import runs
+from nanopcf import parallel, runs
 from nanopcf.rewards import last_boxed
 from nanopcf.tokenizer import TextTokenizer
 
@@ -309,12 +309,17 @@ class Rows:
     positions: Tensor  # restart at 0 with every sequence
     documents: Tensor  # 1, 2, ... within a row; 0 is padding
     targets: Tensor  # the token that this position must predict, or -100
-    index: (
-        Tensor  # that token's place among all trained tokens, in the order the sequences were given; or -100
-    )
+    index: Tensor  # that token's place among all trained ones, in the order of the sequences given; or -100
 
     def map(self, f: Callable[[Tensor], Tensor]) -> "Rows":
         return Rows(*(f(getattr(self, field.name)) for field in fields(self)))
+
+    def to(self, device: torch.device) -> "Rows":
+        return self.map(lambda t: t.to(device))
+
+    def own(self, device: torch.device) -> "Rows":
+        """This process's share of the rows, where there are several processes."""
+        return self.map(parallel.share).to(device)
 
     def split(self, rows: int) -> list["Rows"]:
         """Micro-batches of at most `rows` rows."""
@@ -325,12 +330,17 @@ class Rows:
         return self.targets != IGNORE
 
 
+def trained_hidden(model: torch.nn.Module, rows: Rows) -> tuple[Tensor, Tensor]:
+    """(hidden [N, D], targets [N]) at the N trained tokens of packed rows: the head sees no other."""
+    hidden = model(rows.tokens, positions=rows.positions, documents=rows.documents)  # (R, S, D)
+    return hidden[rows.trained], rows.targets[rows.trained]
+
+
 def pack(sequences: list[Sequence], length: int) -> Rows:
     """First-fit decreasing into rows of `length` tokens (longer when one sequence is)."""
     length = max(length, max(len(s.tokens) for s in sequences))
-    first = np.cumsum(
-        [0] + [len(s.tokens) - s.prompt_length for s in sequences]
-    )  # place of its first trained token
+    # the place of each sequence's first trained token
+    first = np.cumsum([0] + [len(s.tokens) - s.prompt_length for s in sequences])
     bins: list[list[int]] = []
     room: list[int] = []
     for i in sorted(range(len(sequences)), key=lambda i: -len(sequences[i].tokens)):

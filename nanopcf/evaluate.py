@@ -225,4 +225,4 @@ def main(c: EvaluateConfig) -> list[dict]:
 
 
 if __name__ == "__main__":
-    config.run_cli(lambda: main(config.parse(EvaluateConfig, __doc__.split("\n\n")[0])))
+    config.run_cli(lambda: main(config.parse(EvaluateConfig, __doc__)))

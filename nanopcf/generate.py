@@ -98,4 +98,4 @@ def asked(mark: str) -> str | None:
 
 
 if __name__ == "__main__":
-    config.run_cli(lambda: main(config.parse(GenerateConfig, __doc__.split("\n\n")[0])))
+    config.run_cli(lambda: main(config.parse(GenerateConfig, __doc__)))

@@ -256,9 +256,8 @@ class Transformer(nn.Module):
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden [..., D] -> float32 logits [..., V]; for the sampler and for reading: losses go through `kernels`."""
         if kernels.sums_leave_in_float32(hidden) and hidden.dim() == 2:
-            return torch.mm(
-                hidden, self.head_weight.T, out_dtype=torch.float32
-            )  # not through bfloat16's eight bits
+            # not through bfloat16's eight bits
+            return torch.mm(hidden, self.head_weight.T, out_dtype=torch.float32)
         return F.linear(hidden, self.head_weight).float()
 
     def parameter_count(self) -> int:

@@ -75,9 +75,8 @@ class Optimizer:
             f"{i}.{name}": m.shape for i, m in enumerate(self.masters) for name in ("exp_avg", "exp_avg_sq")
         }
         shapes |= {f"{i}.step": torch.Size() for i in range(len(self.masters))}
-        shapes = (
-            shapes if any(k.endswith(".step") for k in tensors) else {}
-        )  # before the first step there are none
+        if not any(k.endswith(".step") for k in tensors):  # before the first step there are none
+            shapes = {}
         shapes |= {f"{i}.master": m.shape for i, (p, m) in enumerate(self.pairs) if m is not p}
         wrong = [
             k

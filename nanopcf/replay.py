@@ -18,7 +18,7 @@ from torch import Tensor
 
 import kernels
 from nanopcf import checkpoint, config, parallel, runs
-from nanopcf.data import Rows
+from nanopcf.data import Rows, trained_hidden
 from nanopcf.model import Transformer
 from nanopcf.objectives import Recipe, rl_loss
 from nanopcf.tokenizer import TextTokenizer
@@ -83,8 +83,7 @@ def replay(folder: Path, device: torch.device) -> dict:
         module.register_forward_hook(partial(look, name or "the last norm"))
     table = []
     for r, row in enumerate(rows.split(1)):
-        hidden = model(row.tokens, positions=row.positions, documents=row.documents)[row.trained]
-        targets = row.targets[row.trained]
+        hidden, targets = trained_hidden(model, row)
         logprob = kernels.linear_logprob(
             hidden.detach(), model.head_weight, targets, temperature=state["temperature"]
         )

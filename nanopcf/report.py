@@ -9,7 +9,6 @@ one seed of a nano model is no evidence for or against a paper, but it shows wha
 import base64
 import html
 import math
-import os
 from pathlib import Path
 
 from nanopcf import paradigms, runs
@@ -312,7 +311,5 @@ def write(report: dict, folder: Path) -> list[Path]:
     files = {f"{name}.png": data for name, data in images.items()}
     files["report.html"] = page(report, images).encode()
     for name, data in files.items():
-        temporary = folder / (name + ".tmp")
-        temporary.write_bytes(data)
-        os.replace(temporary, folder / name)
+        runs.write_bytes(folder / name, data)
     return [folder / "report.json", *(folder / name for name in files)]

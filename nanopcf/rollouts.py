@@ -13,7 +13,7 @@ from torch import Tensor
 
 from nanopcf import flops
 from nanopcf.model import ModelConfig
-from nanopcf.objectives import Recipe, prefix_share
+from nanopcf.objectives import Recipe, has_signal, prefix_share
 from nanopcf.rewards import verify
 from nanopcf.sampler import Completion, Sampler
 
@@ -22,9 +22,8 @@ from nanopcf.sampler import Completion, Sampler
 class Problem:
     prompt: list[int]
     answer: str
-    expert: list[int] = field(
-        default_factory=list
-    )  # the trajectory's tokens, end token included unless it was cut
+    # tokens of the trajectory, the end token included unless it was cut
+    expert: list[int] = field(default_factory=list)
 
 
 @dataclass
@@ -46,6 +45,10 @@ class Group:
     def rewards(self) -> Tensor:
         """[G] of 0/1."""
         return torch.tensor([r.correct for r in self.rollouts])
+
+    @property
+    def has_signal(self) -> bool:
+        return has_signal(self.rewards[None]).item()
 
 
 def roll_out(

@@ -22,6 +22,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
 
 from nanopcf import parallel
 from nanopcf.config import flag
@@ -34,9 +35,13 @@ except ImportError:  # Windows
 
 
 def write_text(path: Path, text: str) -> None:
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
     temporary = path.with_name(path.name + ".tmp")
     temporary.unlink(missing_ok=True)  # it may be a link to a file elsewhere
-    temporary.write_text(text, encoding="utf-8")
+    temporary.write_bytes(content)
     flush(temporary)
     os.replace(temporary, path)
 
@@ -160,17 +165,28 @@ class SecondSignal:
 
 
 @contextmanager
+def handling(handler: Callable[[int, object], None], *numbers: int) -> Iterator[None]:
+    """handler(number, frame) for these signals inside the block; nothing outside the main thread, which alone gets them."""
+    in_main = threading.current_thread() is threading.main_thread()
+    before = {n: signal.signal(n, handler) for n in numbers if in_main}
+    try:
+        yield
+    finally:
+        for number, handler_before in before.items():
+            signal.signal(number, handler_before)
+
+
+@contextmanager
 def stoppable() -> Iterator[Callable[[], int]]:
     """The first SIGINT or SIGTERM is only noted, so that a loop can save and leave; a second one ends the process at once.
 
     Yields asked() -> the number of the signal, or 0 (of any process, where there are several).
     """
     noted: list[int] = []
-
     again = SecondSignal()
     worker = (
         multiprocessing.parent_process() is not None
-    )  # of a pipeline: when to end at once is the parent's affair
+    )  # of a pipeline: the parent decides when to end at once
 
     def note(number: int, _frame: object) -> None:
         if again() and not worker:
@@ -179,17 +195,9 @@ def stoppable() -> Iterator[Callable[[], int]]:
             noted.append(number)
             announce("\nstopping after this step; once more to stop at once, unsaved")
 
-    signals = (
-        (signal.SIGTERM,) if worker else (signal.SIGINT, signal.SIGTERM)
-    )  # Ctrl-C is passed on as SIGTERM
-    if threading.current_thread() is not threading.main_thread():  # signals go to the main thread alone
-        signals = ()
-    before = {number: signal.signal(number, note) for number in signals}
-    try:
+    # Ctrl-C is passed on to a worker as SIGTERM
+    with handling(note, signal.SIGTERM, *([] if worker else [signal.SIGINT])):
         yield lambda: max(parallel.gathered([noted[0] if noted else 0]))
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
     if worker and noted:  # it came too late for the loop: the worker is to end all the same
         raise SystemExit(128 + noted[0])
 
@@ -213,6 +221,10 @@ class Metrics:
         rows = [r for r in there if isinstance(r.get("step"), int) and r["step"] <= from_step]
         write_text(self.path, "".join(json.dumps(r) + "\n" for r in rows))
 
+    def rows(self, column: str) -> list[dict]:
+        """Those that hold the column, by step."""
+        return [r for r in read_metrics(self.path) if column in r]
+
     def log(self, **row: object) -> None:
         if parallel.rank() > 0:
             return
@@ -232,6 +244,12 @@ def read_metrics(path: Path) -> list[dict]:
             break
         rows.append(row)
     return rows
+
+
+def bar(start: int, end: int, total: int, label: str) -> tqdm:
+    """The steps from `start` to `end`, with a progress bar that says how far it is to `total`."""
+    hidden = parallel.rank() > 0
+    return tqdm(range(start, end), initial=start, total=total, desc=label, leave=False, mininterval=0.5, disable=hidden)  # fmt: skip
 
 
 def checkpoints(out: Path) -> list[tuple[int, Path]]:

@@ -50,9 +50,8 @@ def counter_uniforms(seed: int, rows: np.ndarray, columns: int) -> np.ndarray:
 
     step = np.uint64(0x9E3779B97F4A7C15)
     with np.errstate(over="ignore"):
-        key = mix(
-            np.array([seed % 2**64], dtype=np.uint64) + step
-        )  # mixed first, so seeds 1 and 2 share nothing
+        # mixed first, so that seeds 1 and 2 share nothing
+        key = mix(np.array([seed % 2**64], dtype=np.uint64) + step)
         row = mix(key + step * (rows.astype(np.uint64) + np.uint64(1)))[:, None]
         bits = mix(row + step * np.arange(1, columns + 1, dtype=np.uint64))
     return (bits >> np.uint64(40)).astype(np.float32) * np.float32(2**-24)
@@ -116,15 +115,13 @@ class Sampler:
         stop_ids: set[int] | list[int] = (),
         seed: int = 0,
         places: Sequence[int] | None = None,
-        progress: Callable[[int], object] | None = None,
         stream: Callable[[int, int], object] | None = None,
     ) -> list[Completion]:
         """n completions of each prompt, len(prompts) * n in order. Raises ValueError on a prompt that can't be continued.
 
         `max_new_tokens`: for all, or one a prompt. `places`: which prompts of a larger batch these are (default: all), so
         that a part draws what the whole would have.
-        progress(k) is called with the number of sequences that ended in a step, stream(i, token) with each token of
-        sequence i as soon as it is drawn.
+        stream(i, token) is called with each token of sequence i as soon as it is drawn.
         """
         limits = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else list(max_new_tokens)
         if n < 1 or min(limits, default=1) < 1:
@@ -184,7 +181,7 @@ class Sampler:
             position[:rows] += 1
 
         replay = Replay(step, self.capture(), slots, length) if self.capture else step
-        every = 1 if stream or progress else self.every
+        every = 1 if stream else self.every
         queue = deque(range(total))
         prefilled = range(0)  # prompts whose keys and values wait in `scratch`
         free = list(range(slots))
@@ -239,10 +236,7 @@ class Sampler:
                 if stream:
                     for i, t in zip(sequence[:live].tolist(), token[:live].tolist(), strict=True):
                         stream(i, t)
-            done = ended[:live].nonzero().squeeze(-1).tolist()
-            free += done
-            if progress and done:
-                progress(len(done))
+            free += ended[:live].nonzero().squeeze(-1).tolist()
 
         tokens, logprobs = out_tokens.tolist(), out_logprobs.tolist()
         return [

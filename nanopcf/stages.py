@@ -105,13 +105,8 @@ def resumable(out: Path) -> Iterator[None]:
         raise SystemExit(128 + number)
 
     noted, again = [], runs.SecondSignal()
-    in_main = threading.current_thread() is threading.main_thread()
-    before = {n: signal.signal(n, stop) for n in (signal.SIGINT, signal.SIGTERM) if in_main}
-    try:
+    with runs.handling(stop, signal.SIGINT, signal.SIGTERM):
         yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def run_parallel(
