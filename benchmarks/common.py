@@ -114,21 +114,27 @@ def peak_bytes(call: Callable, device: torch.device) -> int:
         torch.cuda.reset_peak_memory_stats()
         call()
         return torch.cuda.max_memory_allocated() - before
-    saved = os.dup(2)
-    with open(os.devnull, "w") as silent:  # the profiler's own notes
-        os.dup2(silent.fileno(), 2)
-        try:
-            with torch.profiler.profile(profile_memory=True) as profile:
-                call()
-        finally:
-            os.dup2(saved, 2)
-            os.close(saved)
+    profile = profiled(call, profile_memory=True)
     held = peak = 0
     for event in profile.profiler.kineto_results.events():
         if event.name() == "[memory]":
             held += event.nbytes()
             peak = max(peak, held)
     return peak
+
+
+def profiled(call: Callable, **options) -> torch.profiler.profile:
+    """What torch.profiler saw of call(); its own notes on stderr are kept from the terminal."""
+    saved = os.dup(2)
+    with open(os.devnull, "w") as silent:
+        os.dup2(silent.fileno(), 2)
+        try:
+            with torch.profiler.profile(**options) as profile:
+                call()
+        finally:
+            os.dup2(saved, 2)
+            os.close(saved)
+    return profile
 
 
 def spread(rates: list[float]) -> str:
@@ -150,8 +156,8 @@ def versions(device: torch.device) -> str:
     else:
         names = [line.split(":")[1].strip() for line in cpu_lines() if line.startswith("model name")]
         where = f"{runs.cores()} cores of {names[0] if names else platform.machine()}"
-    peers = "".join(of(p) for p in ("transformers", "trl", "liger-kernel"))
-    return f"{where}; Python {platform.python_version()}, torch {torch.__version__}{peers}; {datetime.date.today()}"
+    others = "".join(of(p) for p in ("triton", "transformers", "trl", "liger-kernel", "cut-cross-entropy"))
+    return f"{where}; Python {platform.python_version()}, torch {torch.__version__}{others}; {datetime.date.today()}"
 
 
 def cpu_lines() -> list[str]:

@@ -19,21 +19,18 @@ relative norm. Peers (extra `bench`) are left out, with a line, where they aren'
 """
 
 import argparse
-import datetime
 import math
 import os
-import platform
 import statistics
 import sys
 import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from common import (  # it also puts the repository first on the path: `kernels` is the package
-    ROOT,
+from common import (  # and the repository comes first on the path: `kernels` is the package
+    Page,
     machine_rates,
     peak_bytes,
 )
@@ -237,42 +234,6 @@ def cells(row: dict, base: dict | None) -> list[str]:
     ]
 
 
-def table(rows: list[dict]) -> str:
-    """One Markdown table, readable in a terminal too."""
-    base = next((r for r in rows if r["impl"] == "naive"), None)
-    lines = [HEAD, *(cells(r, base) for r in rows)]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(HEAD))]
-    show = lambda line: "| " + " | ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) + " |"  # noqa: E731
-    return "\n".join(
-        [show(lines[0]), "|" + "|".join("-" * (w + 2) for w in widths) + "|", *map(show, lines[1:])]
-    )
-
-
-def versions(args: argparse.Namespace, rates: tuple[float, float]) -> str:
-    name = torch.cuda.get_device_name() if args.device.type == "cuda" else processor()
-    packages = [f"Python {platform.python_version()}", f"torch {torch.__version__}"]
-    for package in ("triton", "liger_kernel", "cut_cross_entropy"):
-        try:
-            from importlib.metadata import version
-
-            packages.append(f"{package} {version(package)}")
-        except Exception:
-            packages.append(f"no {package}")
-    threads = f", {args.threads} thread(s)" if args.device.type == "cpu" else ""
-    return (
-        f"{name}{threads}; {', '.join(packages)}; {str(args.dtype).removeprefix('torch.')}; {datetime.date.today()}.\n"
-        f"Measured here: matrix product {rates[0] / 1e12:.4g} TFLOP/s, copy {rates[1] / 1e9:.4g} GB/s."
-    )
-
-
-def processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
-
-
 def main() -> None:
     shape = lambda text: tuple(int(n) for n in text.split(","))  # noqa: E731
     parser = argparse.ArgumentParser(
@@ -297,22 +258,21 @@ def main() -> None:
     torch.manual_seed(0)
 
     rates = machine_rates(args.device, args.dtype, lambda call: seconds(call, args.device))
-    parts = ["# The fused head, measured", "    python " + " ".join(["benchmarks/kernels.py", *sys.argv[1:]]), versions(args, rates)]  # fmt: skip
-    print("\n".join(parts[1:]), flush=True)
-    for N, D, V in args.shapes or (CPU_SHAPES if args.device.type == "cpu" else GPU_SHAPES):
+    page = Page("The fused head, measured", args.device)
+    threads = f"{args.threads} thread(s), " if args.device.type == "cpu" else ""
+    page.add(
+        f"{threads}{str(args.dtype).removeprefix('torch.')}. Measured here: matrix product {rates[0] / 1e12:.4g} TFLOP/s, "
+        f"copy {rates[1] / 1e9:.4g} GB/s."
+    )
+    for shape in args.shapes or (CPU_SHAPES if args.device.type == "cpu" else GPU_SHAPES):
         for which in args.passes:
             torch._dynamo.reset()
-            title = f"## {which}: N = {N}, D = {D}, V = {V}"
-            print(f"\n{title}", flush=True)
-            text = table(measure(which, (N, D, V), args, rates))
-            print(text, flush=True)
-            parts += [title, text]
+            rows = measure(which, shape, args, rates)
+            page.head("## {}: N = {}, D = {}, V = {}".format(which, *shape), *HEAD)
+            for row in rows:
+                page.row(*cells(row, rows[0] if rows[0]["impl"] == "naive" else None))
     if args.markdown:
-        name = "cpu" if args.device.type == "cpu" else torch.cuda.get_device_name().lower().replace(" ", "-")
-        path = ROOT / "docs" / "results" / f"kernels-{name}.md"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
-        print(f"\n{path.relative_to(ROOT)} written")
+        page.write("kernels")
 
 
 if __name__ == "__main__":
