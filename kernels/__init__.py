@@ -57,12 +57,6 @@ def backend() -> str:
     return "triton-interpreter" if interpreted() else "triton"
 
 
-def sums_leave_in_float32(a: Tensor) -> bool:
-    """Can a product of half-precision `a` give the float32 sums that the GPU makes anyway? (mm and addmm with out_dtype.)"""
-    version = tuple(int(n) for n in torch.__version__.split(".")[:2])
-    return a.is_cuda and a.dtype != torch.float32 and version >= (2, 10)
-
-
 def path(impl: str | None, device: torch.device) -> str:
     """Which path a call takes: impl if given, else the kernels where they run. Raises ValueError when impl can't run."""
     if impl not in (None, "torch", "triton"):

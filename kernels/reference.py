@@ -27,6 +27,8 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
+from kernels.products import add_product, product
+
 CHUNK_ELEMENTS = 2**18  # logits at a time: 1 MiB, about a core's cache
 BLOCK = 4096  # words at a time, where a product needs a place of its own
 
@@ -39,7 +41,7 @@ def chunks(rows: int, vocab: int, device: torch.device) -> Iterator[slice]:
 
 def softmax_stats(x: Tensor, w: Tensor, y: Tensor, temperature: float, entropy: bool):
     """One chunk: x [C, D], w [V, D], y [C] -> p [C, V], logprob, lse, H (or None) [C], and log p [C, V] for H."""
-    z = x @ w.T  # (C, V); all below is in place: one tensor of this size, two with entropy
+    z = product(x, w)  # (C, V); all below is in place: one tensor of this size, two with entropy
     if temperature != 1:
         z.div_(temperature)
     top = z.amax(dim=1, keepdim=True)
@@ -110,9 +112,9 @@ class TokenLoss(torch.autograd.Function):
             # 3. the logits' gradient, and the two products
             dz = logits_gradient(p, logp, y, *abc) if abc else None
             if need_x:
-                torch.mm(dz, w, out=dx[rows])
+                dx[rows] = product(dz, w.T)
             if need_w:
-                dw.addmm_(dz.T, x)
+                add_product(dw, dz, x)
             del p, logp, dz  # before the next chunk's are made
         for g in (dx, dw):
             if g is not None and temperature != 1:
@@ -174,8 +176,8 @@ class Logprob(torch.autograd.Function):
                 b = b + c * h[rows]
             dz = logits_gradient(p, logp, y, a, b, c)
             if need_x:
-                dx[rows] = (dz @ w).to(dx.dtype)
+                dx[rows] = product(dz, w.T).to(dx.dtype)
             if need_w:
-                dw.addmm_(dz.T, x)
+                add_product(dw, dz, x)
             del p, logp, dz  # before the next chunk's are made
         return dx, None if dw is None else dw.to(weight.dtype), None, None, None

@@ -40,7 +40,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-import kernels
+from kernels.products import sums_leave_in_float32
 
 INTERPRETED = triton.knobs.runtime.interpret  # run in Python on CPU tensors; read once, as @triton.jit does
 CHUNK_ROWS = 4096  # keeps x of a chunk in L2; and dW [V, D] is read and written once a chunk
@@ -227,7 +227,7 @@ def weight_gradient(w: Tensor, pieces: list[slice]) -> Tensor:
 
 def add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
     """total += a @ b; a float32 total of half-precision products gets their float32 sums."""
-    if total.dtype == torch.float32 and kernels.sums_leave_in_float32(a):
+    if total.dtype == torch.float32 and sums_leave_in_float32(a):
         torch.addmm(total, a, b, out_dtype=total.dtype, out=total)
     else:
         total.addmm_(a.to(total.dtype), b.to(total.dtype))

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-import kernels
+from kernels.products import Linear, linear, sums_leave_in_float32
 
 
 @dataclass(frozen=True)
@@ -133,8 +133,8 @@ class Attention(nn.Module):
     def __init__(self, c: ModelConfig) -> None:
         super().__init__()
         self.heads, self.kv_heads, self.head_dim = c.heads, c.kv_heads, c.head_dim
-        self.qkv = nn.Linear(c.width, (c.heads + 2 * c.kv_heads) * c.head_dim, bias=c.qkv_bias)
-        self.out = nn.Linear(c.heads * c.head_dim, c.width, bias=False)
+        self.qkv = Linear(c.width, (c.heads + 2 * c.kv_heads) * c.head_dim, bias=c.qkv_bias)
+        self.out = Linear(c.heads * c.head_dim, c.width, bias=False)
         self.q_norm = nn.RMSNorm(c.head_dim, eps=c.norm_eps) if c.qk_norm else None
         self.k_norm = nn.RMSNorm(c.head_dim, eps=c.norm_eps) if c.qk_norm else None
 
@@ -179,8 +179,8 @@ class Attention(nn.Module):
 class MLP(nn.Module):
     def __init__(self, c: ModelConfig) -> None:
         super().__init__()
-        self.gate_up = nn.Linear(c.width, 2 * c.mlp_width, bias=False)
-        self.down = nn.Linear(c.mlp_width, c.width, bias=False)
+        self.gate_up = Linear(c.width, 2 * c.mlp_width, bias=False)
+        self.down = Linear(c.mlp_width, c.width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         gate, up = self.gate_up(x).chunk(2, dim=-1)
@@ -209,7 +209,7 @@ class Transformer(nn.Module):
         self.embedding = nn.Embedding(c.vocab_size, c.width)
         self.blocks = nn.ModuleList(Block(c) for _ in range(c.layers))
         self.norm = nn.RMSNorm(c.width, eps=c.norm_eps)
-        self.head = None if c.tied else nn.Linear(c.width, c.vocab_size, bias=False)
+        self.head = None if c.tied else Linear(c.width, c.vocab_size, bias=False)
         # float64 angles: at position 100,000 a float32 product is off by a hundredth of a turn
         frequency = rope_frequencies(c)
         angle = torch.outer(torch.arange(c.max_length, dtype=torch.float64), frequency)
@@ -255,10 +255,10 @@ class Transformer(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden [..., D] -> float32 logits [..., V]; for the sampler and for reading: losses go through `kernels`."""
-        if kernels.sums_leave_in_float32(hidden) and hidden.dim() == 2:
+        if sums_leave_in_float32(hidden) and hidden.dim() == 2:
             # not through bfloat16's eight bits
             return torch.mm(hidden, self.head_weight.T, out_dtype=torch.float32)
-        return F.linear(hidden, self.head_weight).float()
+        return linear(hidden, self.head_weight).float()
 
     def parameter_count(self) -> int:
         return sum(p.numel() for p in self.parameters())

@@ -1,0 +1,77 @@
+"""The products of a CPU against float64, by both libraries, with every layout that the callers make."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from kernels import products
+
+
+@pytest.fixture(params=[False, pytest.param(True, marks=pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="no oneDNN"))])  # fmt: skip
+def by_onednn(request, monkeypatch) -> bool:
+    monkeypatch.setattr(products, "ONEDNN", request.param)
+    monkeypatch.setattr(products, "SMALL", 1)
+    return request.param
+
+
+def layouts(t: torch.Tensor) -> list[torch.Tensor]:
+    """The same numbers: dense, transposed, with gaps between rows, with gaps between columns, and each row a view of one."""
+    rows, columns = t.shape
+    gaps = torch.full((2 * rows, 2 * columns), float("nan"))
+    gaps[::2, ::2] = t
+    wide = torch.full((rows, columns + 3), float("nan"))
+    wide[:, :columns] = t
+    return [t, t.T.contiguous().T, wide[:, :columns], gaps[::2, ::2]]
+
+
+@pytest.mark.parametrize(("M", "N", "K"), [(1, 1, 1), (7, 33, 130), (257, 5, 64), (0, 4, 3)])
+def test_product_and_sum_against_float64(by_onednn, M, N, K):
+    a, b = torch.randn(M, K), torch.randn(N, K)
+    want = a.double() @ b.double().T
+    for x in layouts(a):
+        for y in layouts(b):
+            torch.testing.assert_close(products.product(x, y).double(), want, rtol=1e-4, atol=1e-4)
+    total = torch.randn(M, N)
+    for x in layouts(a.T.contiguous()):
+        got = total.clone()
+        products.add_product(got, x, b.T.contiguous())
+        torch.testing.assert_close(got.double(), total + want, rtol=1e-4, atol=1e-4)
+
+
+def test_a_large_sum_is_added_in_parts(by_onednn):
+    a, b, total = (
+        torch.randn(6, 2 * products.ROWS + 17),
+        torch.randn(6, 8),
+        torch.zeros(2 * products.ROWS + 17, 8),
+    )
+    products.add_product(total, a, b)
+    torch.testing.assert_close(total, a.T @ b)
+
+
+@pytest.mark.parametrize("shape", [(10,), (3, 10), (2, 5, 10), (2, 0, 10)])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize(
+    "out", [4, 24]
+)  # the weight's gradient is made differently when it is the longer side
+def test_linear_and_its_gradients_are_those_of_torch(by_onednn, shape, bias, out):
+    x, weight = torch.randn(shape, requires_grad=True), torch.randn(out, 10, requires_grad=True)
+    inputs = [x, weight] + ([torch.randn(out, requires_grad=True)] if bias else [])
+    got, want = products.linear(*inputs), F.linear(*inputs)
+    torch.testing.assert_close(got, want)
+    g = torch.randn_like(want)
+    for a, b in zip(torch.autograd.grad(got, inputs, g), torch.autograd.grad(want, inputs, g), strict=True):
+        torch.testing.assert_close(a, b)
+    (dx,) = torch.autograd.grad(
+        products.linear(x, weight.detach()).sum(), x
+    )  # a gradient that is one number, expanded
+    torch.testing.assert_close(dx, torch.autograd.grad(F.linear(x, weight).sum(), x)[0])
+    with torch.inference_mode():
+        torch.testing.assert_close(products.linear(*inputs), want)
+
+
+def test_only_large_float32_products_of_a_cpu_go_to_onednn(monkeypatch):
+    monkeypatch.setattr(products, "ONEDNN", True)
+    large = torch.randn(1024, 64)
+    assert products.by_onednn(large, large) and not products.by_onednn(large[:1], large)
+    assert not products.by_onednn(large.bfloat16(), large.bfloat16())
+    assert not products.by_onednn(large.to("meta"), large.to("meta"))
