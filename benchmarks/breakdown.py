@@ -29,7 +29,7 @@ from nanopcf.optim import Optimizer
 from nanopcf.sampler import Sampler
 
 KINDS = {  # by how an operation's name begins; what matches nothing is a pass over memory
-    "products": ("aten::mm", "aten::addmm"),
+    "products": ("aten::mm", "aten::addmm", "mkldnn::_linear_pointwise", "nanopcf::onednn"),
     "attention": (
         "aten::bmm", "aten::_softmax", "aten::_scaled_dot_product",
         "aten::_flash_attention", "aten::_efficient_attention", "aten::_cudnn_attention",

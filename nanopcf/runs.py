@@ -24,6 +24,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from kernels.products import ONEDNN
 from nanopcf import parallel
 from nanopcf.config import flag
 
@@ -395,7 +396,9 @@ def header(device: torch.device, threads: int, dtype: torch.dtype = torch.float3
     """The first line of a run's log."""
     e = environment(device)
     versions = ", ".join(f"{name} {version}" for name, version in e["versions"].items())
-    return f"{e['command']}\n{versions}, commit {e['commit']}; {e['device']}, {str(dtype).removeprefix('torch.')}, {threads} thread(s)"
+    products = ", products by oneDNN" if ONEDNN and device.type == "cpu" else ""
+    numbers = f"{str(dtype).removeprefix('torch.')}, {threads} thread(s){products}"
+    return f"{e['command']}\n{versions}, commit {e['commit']}; {e['device']}, {numbers}"
 
 
 def announce(text: str) -> None:
