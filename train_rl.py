@@ -61,7 +61,7 @@ class RLConfig:
     threads: int = 0  # CPU threads (0: found by a probe)
     device: str = "auto"  # auto, cpu, cuda or mps
     dtype: str = "auto"  # float32 or bfloat16 (auto: bfloat16 on CUDA); the optimizer is float32
-    compile: bool = False  # torch.compile the blocks for the update; on a CPU a step is slower with it (docs/performance.md)
+    compile: bool = False  # torch.compile the blocks for the update; on a CPU it pays late
     recompute: bool = False  # activations again in backward: less memory, a third more compute
     dry_run: bool = False  # longest answers, longest rows: say whether they fit, and write nothing
     resume: bool = False  # continue the run in --out
