@@ -562,12 +562,12 @@ def run(c: PipelineConfig, out: Path, device: torch.device, threads: int, pool: 
         lambda f: train_candidates(c, f, data, base, sets["files"], pool),
     )
     selection = stages.run("select", "every_regime", lambda f: choose_starts(c, candidates))
-    doubt = (
+    still = (
         ""
         if selection["saturated"]
-        else ", still falling when SFT ended: more --sft-steps may change the choice"
+        else ", still falling at the end of SFT: more --sft-steps may change this"
     )
-    runs.announce(f"selector: {selection['chosen']} has the lowest validation loss{doubt}")
+    runs.announce(f"selector: {selection['chosen']} has the lowest validation loss{still}")
     branches = stages.run(
         "rl",
         "algo rl_steps rl_batch rl_group rl_lr rl_points",

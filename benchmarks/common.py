@@ -156,17 +156,14 @@ def versions(device: torch.device) -> str:
     if device.type == "cuda":
         where = torch.cuda.get_device_name(device)
     else:
-        names = [line.split(":")[1].strip() for line in cpu_lines() if line.startswith("model name")]
+        names = [
+            line.split(":")[1].strip()
+            for line in products.processor().splitlines()
+            if line.startswith("model name")
+        ]
         where = f"{runs.cores()} cores of {names[0] if names else platform.machine()}"
     others = "".join(of(p) for p in ("triton", "transformers", "trl", "liger-kernel", "cut-cross-entropy"))
     return f"{where}; Python {platform.python_version()}, torch {torch.__version__}{others}; {datetime.date.today()}"
-
-
-def cpu_lines() -> list[str]:
-    try:
-        return Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return []
 
 
 class Page:

@@ -185,9 +185,8 @@ def stoppable() -> Iterator[Callable[[], int]]:
     """
     noted: list[int] = []
     again = SecondSignal()
-    worker = (
-        multiprocessing.parent_process() is not None
-    )  # of a pipeline: the parent decides when to end at once
+    # in a worker of a pipeline the parent decides when to end at once
+    worker = multiprocessing.parent_process() is not None
 
     def note(number: int, _frame: object) -> None:
         if again() and not worker:
