@@ -14,7 +14,7 @@ are plain `train_sft.main` and `train_rl.main`, in parallel processes: small mod
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from nanopcf import config
+from nanopcf.run import config
 
 PRESETS = Path(__file__).resolve().parent / "configs"
 POOL_ROUNDS = 6  # at most, of problems tried to fill the candidate sets
@@ -68,9 +68,7 @@ class PipelineConfig:
 
     def __post_init__(self) -> None:
         if not self.data and self.model not in NANO:
-            raise ValueError(
-                f"--model: no {self.model!r}; there are {', '.join(NANO)}, and with --data model folders"
-            )
+            raise ValueError(f"--model: no {self.model!r}; there are {', '.join(NANO)}, and with --data model folders")
         if self.data and (self.model in NANO or not self.test_data):
             raise ValueError("--data needs --test-data, and a model folder or Org/Name as --model")
         config.one_of(self, task=FAMILIES, algo=RECIPES, paradigms=RECIPES)
@@ -82,9 +80,7 @@ class PipelineConfig:
             raise ValueError("--candidates must name at least one set, and none twice")
         unknown = [n for n in self.every_regime if n not in self.candidates]
         if unknown:
-            raise ValueError(
-                f"--every-regime: {unknown[0]!r} is not among --candidates ({', '.join(self.candidates)})"
-            )
+            raise ValueError(f"--every-regime: {unknown[0]!r} is not among --candidates ({', '.join(self.candidates)})")
         positive = "corpus base_steps base_batch pool val test sft_steps sft_batch sft_checkpoints passk rl_prompts rl_steps rl_batch rl_group paradigm_seeds"
         config.at_least(1, self, positive)
         config.at_least(0, self, "workers threads")
@@ -113,13 +109,16 @@ import torch
 import kernels
 import train_rl
 import train_sft
-from nanopcf import ceiling, checkpoint, paradigms, report, runs, selector
+from nanopcf import ceiling, checkpoint, report, selector
 from nanopcf.data import Example, Format, check_disjoint, encode_prompts, read_examples, write_jsonl
 from nanopcf.evaluate import complete, pass_at_k
 from nanopcf.model import NANO, ModelConfig, Transformer
 from nanopcf.objectives import RECIPES
+from nanopcf.report import paradigms
+from nanopcf.run import files, log, machine
+from nanopcf.run.folder import checkpoints, lock
+from nanopcf.run.stages import Stages, resumable, run_parallel, watch, worker_pool
 from nanopcf.sampler import slots_that_fit
-from nanopcf.stages import Stages, resumable, run_parallel, watch, worker_pool
 from nanopcf.tasks import FAMILIES, Lore, make_examples
 from nanopcf.tokenizer import TextTokenizer, nano_tokenizer
 
@@ -129,19 +128,17 @@ from nanopcf.tokenizer import TextTokenizer, nano_tokenizer
 def probe(c: PipelineConfig, device: torch.device) -> tuple[int, int]:
     """(threads of a lone process, workers in parallel). On a shared machine the wrong number of threads costs a factor
     of up to 100 for small models, so time a small forward and backward pass with one thread and with all."""
-    cores = runs.cores()
+    cores = machine.cores()
     if c.data:  # a real model: its products are large, one run at a time takes all cores
         threads, workers = c.threads or cores, c.workers or 1
-        runs.announce(
-            f"a run at a time gets {threads} thread(s)" if workers == 1 else f"{workers} runs at a time"
-        )
+        log.announce(f"a run at a time gets {threads} thread(s)" if workers == 1 else f"{workers} runs at a time")
         return threads, workers
     model = Transformer(ModelConfig(vocab_size=16, max_length=CONTEXT, **NANO[c.model]))
     tokens = torch.zeros(c.base_batch, 40, dtype=torch.long)
-    one, all_ = (runs.step_seconds(model, tokens, threads) for threads in (1, cores))
+    one, all_ = (machine.step_seconds(model, tokens, threads) for threads in (1, cores))
     threads = c.threads or (cores if all_ < 0.8 * one else 1)
     workers = c.workers or (1 if device.type != "cpu" else max(1, cores // (c.threads or 1)))
-    runs.announce(
+    log.announce(
         f"probe: a step takes {one * 1e3:.0f} ms with 1 thread, {all_ * 1e3:.0f} ms with {cores}; a lone process gets "
         f"{threads} thread(s), branches run {workers} at a time"
     )
@@ -151,26 +148,19 @@ def probe(c: PipelineConfig, device: torch.device) -> tuple[int, int]:
 def common(c: PipelineConfig) -> dict:
     """Settings that every SFT and RL run of the pipeline shares."""
     names = "chat template pack_length micro_rows seed device dtype"
-    return {n: getattr(c, n) for n in names.split()} | {
-        "threads": c.threads or (0 if c.data else 1),
-        "resume": True,
-    }
+    return {n: getattr(c, n) for n in names.split()} | {"threads": c.threads or (0 if c.data else 1), "resume": True}
 
 
 # ---- what runs in a worker ----
 
 
-def open_model(c: PipelineConfig, path: str, threads: int | None = None) -> tuple[Transformer, TextTokenizer, dict]:  # fmt: skip
+def open_model(c: PipelineConfig, path: str, threads: int | None = None) -> tuple[Transformer, TextTokenizer, dict]:
     """(model, tokenizer, how it is asked): what every scoring of a checkpoint needs. threads: default those of a worker."""
-    device = runs.choose_device(c.device)
-    model, tokenizer = checkpoint.load(path, device, runs.choose_dtype(c.dtype, device))
-    runs.set_threads(common(c)["threads"] if threads is None else threads, model)
+    device = machine.choose_device(c.device)
+    model, tokenizer = checkpoint.load(path, device, machine.choose_dtype(c.dtype, device))
+    machine.set_threads(common(c)["threads"] if threads is None else threads, model)
     slots = slots_that_fit(model, min(model.config.max_length, c.pack_length + c.max_new_tokens))
-    return (
-        model,
-        tokenizer,
-        dict(max_new_tokens=c.max_new_tokens, slots=slots, format=Format(c.chat, c.template)),
-    )
+    return (model, tokenizer, dict(max_new_tokens=c.max_new_tokens, slots=slots, format=Format(c.chat, c.template)))
 
 
 def score_checkpoint(c: PipelineConfig, path: str, data: str) -> dict:
@@ -226,15 +216,11 @@ def split_data(c: PipelineConfig, folder: Path) -> dict:
     room = c.pack_length - c.max_new_tokens
 
     def fitting(file: str, need: tuple[str, ...]) -> list[Example]:
-        return encode_prompts(read_examples(file, need=need), tokenizer, room, file, format=form, drop=True)[
-            0
-        ]
+        return encode_prompts(read_examples(file, need=need), tokenizer, room, file, format=form, drop=True)[0]
 
     test = fitting(c.test_data, ("prompt", "answer"))[: c.test]
     asked = {e.prompt for e in test}
-    examples = {
-        e.prompt: e for e in fitting(c.data, ("prompt", "trajectory", "answer")) if e.prompt not in asked
-    }
+    examples = {e.prompt: e for e in fitting(c.data, ("prompt", "trajectory", "answer")) if e.prompt not in asked}
     rest = [list(examples.values())[i] for i in np.random.default_rng(c.seed).permutation(len(examples))]
     need = c.val + c.rl_prompts
     if len(rest) <= need:
@@ -280,13 +266,10 @@ def train_base(c: PipelineConfig, folder: Path, data: dict, threads: int, pool: 
     )
     live = watch({"base": folder / "run"}, c.base_steps, "val_loss", "val loss {:.3f}")
     table = run_parallel("base", {"base": (train_sft.main, job)}, pool, folder / "log.txt", live)["base"]
-    model = str(runs.checkpoints(folder / "run")[-1][1])
-    score = run_parallel(
-        "base score",
-        {"base": (score_checkpoint, c, model, data["test"])},
-        pool,
-        folder / "log.txt",
-    )["base"]
+    model = str(checkpoints(folder / "run")[-1][1])
+    score = run_parallel("base score", {"base": (score_checkpoint, c, model, data["test"])}, pool, folder / "log.txt")[
+        "base"
+    ]
     return {
         "model": model,
         "p_0": score["score"],
@@ -364,10 +347,15 @@ def train_candidates(
     live = watch({n: folder / n for n in files}, c.sft_steps, "val_loss", "val loss {:.3f}")
     tables = run_parallel("SFT", jobs, pool, folder / "log.txt", live)
     jobs = {
-        (name, row["step"]): (score_checkpoint, c, str(folder / name / "checkpoints" / f"step-{row['step']}"), data["test"])
+        (name, row["step"]): (
+            score_checkpoint,
+            c,
+            str(folder / name / "checkpoints" / f"step-{row['step']}"),
+            data["test"],
+        )
         for name, table in tables.items()
         for row in table
-    }  # fmt: skip
+    }
     scores = run_parallel("SFT scores", jobs, pool, folder / "log.txt")
     candidates = []
     for name, table in tables.items():
@@ -375,13 +363,7 @@ def train_candidates(
         losses = [row["val_loss"] for row in rows]
         kind, size = name.split("-")
         candidates.append(
-            {
-                "name": name,
-                "size": int(size),
-                "difficulty": kind,
-                "min_val_loss": min(losses),
-                "checkpoints": rows,
-            }
+            {"name": name, "size": int(size), "difficulty": kind, "min_val_loss": min(losses), "checkpoints": rows}
         )
     return candidates
 
@@ -401,9 +383,7 @@ def choose_starts(c: PipelineConfig, candidates: list[dict]) -> dict:
             for regime in ("mild", "severe"):
                 chosen += ranked.in_regime(regime)[-1:]
         for r in sorted(chosen, key=lambda r: r["step"]):
-            starts.append(
-                {"dataset": ranked.name, "sft_step": r["step"], "regime": r["regime"], "x_sft": r["x_sft"]}
-            )
+            starts.append({"dataset": ranked.name, "sft_step": r["step"], "regime": r["regime"], "x_sft": r["x_sft"]})
         ranking.append(
             {
                 "name": ranked.name,
@@ -414,12 +394,7 @@ def choose_starts(c: PipelineConfig, candidates: list[dict]) -> dict:
                 "pass_at_k": best["pass_at_k"],
             }
         )
-    return {
-        "chosen": selection.chosen,
-        "ranking": ranking,
-        "starts": starts,
-        "saturated": selection.saturated,
-    }
+    return {"chosen": selection.chosen, "ranking": ranking, "starts": starts, "saturated": selection.saturated}
 
 
 def rl_config(c: PipelineConfig, model: str, data: dict, out: Path, **changed) -> train_rl.RLConfig:
@@ -463,7 +438,7 @@ def train_branches(
                 "greedy_before": curve[0]["greedy"],
                 "greedy_after": curve[-1]["greedy"],
                 "before": models[name],
-                "after": str(runs.checkpoints(folder / name)[-1][1]),
+                "after": str(checkpoints(folder / name)[-1][1]),
             }
         )
     return branches
@@ -485,15 +460,7 @@ def compare_paradigms(
                 budget = dict(max_flops=c.paradigm_flops - x_sft, eval_flops=c.paradigm_flops / c.rl_points)
                 never = 10**6  # the budget ends it
                 rl = rl_config(
-                    c,
-                    model,
-                    data,
-                    folders[key],
-                    algo=algo,
-                    seed=seed,
-                    steps=never,
-                    checkpoint_every=never,
-                    **budget,
+                    c, model, data, folders[key], algo=algo, seed=seed, steps=never, checkpoint_every=never, **budget
                 )
                 jobs[key] = (train_rl.main, rl)
     live = watch(folders, c.paradigm_flops, "score", "score {:.1%}", of="x")
@@ -524,12 +491,12 @@ def fit_ceilings(branches: list[dict]) -> list[dict]:
 
 
 def main(c: PipelineConfig) -> dict:
-    device = runs.choose_device(c.device)
+    device = machine.choose_device(c.device)
     out = Path(c.out or f"runs/{c.preset}")
     if (out / "config.json").exists() and not c.resume:
         raise ValueError(f"{out} already holds a run; continue it with --resume, or choose another --out")
-    with runs.lock(out), resumable(out):
-        runs.write_json(out / "config.json", asdict(c))
+    with lock(out), resumable(out):
+        files.write_json(out / "config.json", asdict(c))
         threads, workers = probe(c, device)
         with worker_pool(workers) as pool:
             return run(c, out, device, threads, pool)
@@ -537,7 +504,7 @@ def main(c: PipelineConfig) -> dict:
 
 def run(c: PipelineConfig, out: Path, device: torch.device, threads: int, pool: Executor) -> dict:
     """Every stage in its turn."""
-    runs.announce(runs.header(device, threads))
+    log.announce(log.header(device, threads))
     kernels.path(None, device)  # says which one
     began = time.perf_counter()
 
@@ -553,21 +520,17 @@ def run(c: PipelineConfig, out: Path, device: torch.device, threads: int, pool: 
         "model base_steps base_batch base_lr passk chat template micro_rows dtype",
         lambda f: train_base(c, f, data, threads, pool),
     )
-    runs.announce(f"base model: {base['parameters']:,} parameters, P_0 = {base['p_0']:.1%}")
+    log.announce(f"base model: {base['parameters']:,} parameters, P_0 = {base['p_0']:.1%}")
     sets = stages.run("candidates", "candidates pool", lambda f: make_candidates(c, f, data, base, threads))
-    runs.announce("win rates over the pool: " + ", ".join(f"{n} {k}" for k, n in sets["counts"].items()))
+    log.announce("win rates over the pool: " + ", ".join(f"{n} {k}" for k, n in sets["counts"].items()))
     candidates = stages.run(
         "sft",
         "sft_steps sft_batch sft_lr sft_checkpoints",
         lambda f: train_candidates(c, f, data, base, sets["files"], pool),
     )
     selection = stages.run("select", "every_regime", lambda f: choose_starts(c, candidates))
-    still = (
-        ""
-        if selection["saturated"]
-        else ", still falling at the end of SFT: more --sft-steps may change this"
-    )
-    runs.announce(f"selector: {selection['chosen']} has the lowest validation loss{still}")
+    still = "" if selection["saturated"] else ", still falling at the end of SFT: more --sft-steps may change this"
+    log.announce(f"selector: {selection['chosen']} has the lowest validation loss{still}")
     branches = stages.run(
         "rl",
         "algo rl_steps rl_batch rl_group rl_lr rl_points",
@@ -605,14 +568,14 @@ def run(c: PipelineConfig, out: Path, device: torch.device, threads: int, pool: 
         "selector": {"chosen": selection["chosen"], "ranking": ranking, **agreement},
         "paradigms": compared,
         "samples": [{"dataset": shown["dataset"], **p} for p in pairs],
-        "environment": runs.environment(device),
+        "environment": log.environment(device),
         "elapsed_s": {**stages.elapsed, "total": round(sum(stages.elapsed.values()), 1)},
     }
     report.write(result, out)
     print(report.terminal_table(result))
     if compared:
         print("\n" + paradigms.terminal_table(compared))
-    runs.announce(f"report: {out / 'report.html'}   ({(time.perf_counter() - began) / 60:.1f} minutes)")
+    log.announce(f"report: {out / 'report.html'}   ({(time.perf_counter() - began) / 60:.1f} minutes)")
     return result
 
 

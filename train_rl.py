@@ -18,7 +18,7 @@ prompts, all see all groups, each trains on its share of the rows. Left out: a v
 
 from dataclasses import dataclass
 
-from nanopcf import config
+from nanopcf.run import config
 
 
 @dataclass(frozen=True)
@@ -69,14 +69,10 @@ class RLConfig:
     def __post_init__(self) -> None:
         config.one_of(self, algo=RECIPES, schedule=SCHEDULES, old_logprobs=("sampler", "recomputed"))
         config.at_least(
-            1,
-            self,
-            "steps prompts group update_prompts round_prompts max_rounds max_new_tokens overlong_cache",
+            1, self, "steps prompts group update_prompts round_prompts max_rounds max_new_tokens overlong_cache"
         )
         config.at_least(1, self, "eval_every eval_samples checkpoint_every pack_length micro_rows")
-        config.at_least(
-            0, self, "max_flops eval_flops warmup weight_decay eval_temperature slots keep threads"
-        )
+        config.at_least(0, self, "max_flops eval_flops warmup weight_decay eval_temperature slots keep threads")
         config.above_zero(self, "lr clip")
         if self.recipe.expert in ("beside", "prefix") and self.group < 2:
             raise ValueError(f"--group must be at least 2 with {self.algo}: the expert takes one place")
@@ -102,18 +98,8 @@ import torch
 from torch import Tensor
 
 import kernels
-from nanopcf import checkpoint, parallel, replay, runs
-from nanopcf.data import (
-    Format,
-    Rows,
-    Sequence,
-    batch_indices,
-    encode_prompts,
-    pack,
-    read_examples,
-    trained_hidden,
-)
-from nanopcf.evaluate import complete
+from nanopcf import checkpoint
+from nanopcf.data import Format, encode_prompts, read_examples
 from nanopcf.objectives import (
     RECIPES,
     Recipe,
@@ -128,10 +114,13 @@ from nanopcf.objectives import (
     token_terms,
     with_choices,
 )
-from nanopcf.optim import Optimizer
-from nanopcf.rollouts import Group, Problem, roll_out, step_flops
+from nanopcf.optim import SCHEDULES, Optimizer, learning_rate
+from nanopcf.packing import Rows, Sequence, batch_indices, pack, trained_hidden
+from nanopcf.rollouts import Group, Problem, complete, roll_out, step_flops
+from nanopcf.run import files, log, machine, parallel, signals
+from nanopcf.run.folder import Metrics, checkpoints, open_run
 from nanopcf.sampler import Sampler, slots_that_fit
-from train_sft import SCHEDULES, learning_rate
+from nanopcf.tools import replay
 
 
 @torch.no_grad()
@@ -146,9 +135,7 @@ def score_tokens(
     found = torch.zeros(2, count, device=device)
     for part in rows.own(device).split(micro_rows):
         hidden, targets = trained_hidden(model, part)
-        scores = kernels.linear_logprob(
-            hidden, model.head_weight, targets, temperature=temperature, entropy=True
-        )
+        scores = kernels.linear_logprob(hidden, model.head_weight, targets, temperature=temperature, entropy=True)
         found[:, part.index[part.trained]] = torch.stack(scores)
     parallel.total([found])
     return tuple(found.cpu())
@@ -182,8 +169,8 @@ def try_longest(
         loss.backward()
         optimizer.step(0.0, c.clip)
 
-    runs.try_out(f"generating {sampler.slots} answers of {c.max_new_tokens} tokens", generate, device)
-    runs.try_out(f"an update of {len(rows.tokens)} rows of {length} tokens", update, device)
+    machine.try_out(f"generating {sampler.slots} answers of {c.max_new_tokens} tokens", generate, device)
+    machine.try_out(f"an update of {len(rows.tokens)} rows of {length} tokens", update, device)
 
 
 def mean(values: Tensor) -> float | None:
@@ -193,11 +180,11 @@ def mean(values: Tensor) -> float | None:
 def main(c: RLConfig) -> list[dict]:
     """Train; return the curve as dicts of step, x (FLOPs), score, greedy."""
     # ---- 1. setup ----
-    device = parallel.start(runs.choose_device(c.device))
+    device = parallel.start(machine.choose_device(c.device))
     recipe = c.recipe
-    dtype = runs.choose_dtype(c.dtype, device)
+    dtype = machine.choose_dtype(c.dtype, device)
     model, tokenizer = checkpoint.load(c.model, device, dtype)
-    threads = runs.set_threads(c.threads, model)
+    threads = machine.set_threads(c.threads, model)
     room = model.config.max_length - c.max_new_tokens  # for prompts
     form = Format(c.chat, c.template)
     asked = ("prompt", "answer")
@@ -263,27 +250,25 @@ def main(c: RLConfig) -> list[dict]:
 
     def save() -> None:
         scores = {r["step"]: r["score"] for r in metrics.rows("score")}
-        checkpoint.save_step(
-            out, state["step"], model, tokenizer, optimizer, state, keep=c.keep, goodness=scores
-        )
+        checkpoint.save_step(out, state["step"], model, tokenizer, optimizer, state, keep=c.keep, goodness=scores)
 
     # ---- 2. the run folder, and where the run stands ----
-    with runs.open_run(c.out, c, c.resume, free=("device", "threads")) as out, runs.stoppable() as asked:
-        saved = runs.checkpoints(out)
+    with open_run(c.out, c, c.resume, free=("device", "threads")) as out, signals.stoppable() as asked:
+        saved = checkpoints(out)
         if saved:
             state = checkpoint.load_training(saved[-1][1], model, optimizer, state)
-            threads = state["threads"] = runs.set_threads(c.threads or state["threads"], model)
-            runs.announce(f"resuming after step {state['step']}")
-        metrics = runs.Metrics(out, state["step"] if saved else -1)
-        runs.announce(runs.header(device, threads, dtype))
+            threads = state["threads"] = machine.set_threads(c.threads or state["threads"], model)
+            log.announce(f"resuming after step {state['step']}")
+        metrics = Metrics(out, state["step"] if saved else -1)
+        log.announce(log.header(device, threads, dtype))
         kernels.path(None, device)  # says which one
-        runs.announce(
+        log.announce(
             f"RL: {c.algo}, {len(train)} prompts, {model.parameter_count():,} parameters\n"
             "(on-policy the loss stays near 0: watch the reward, the gradient norm and the share of groups with signal)"
         )
         if not saved:
             metrics.log(step=0, x=0.0, score=evaluate(c.eval_temperature), greedy=evaluate(0.0))
-        bar = runs.bar(state["step"], state["step"] if state["ended"] else c.steps, c.steps, f"RL {out.name}")
+        bar = log.bar(state["step"], state["step"] if state["ended"] else c.steps, c.steps, f"RL {out.name}")
         for step in bar:
             began = time.perf_counter()
             # ---- 3. rollouts (dynamic sampling: rounds, until enough groups have a signal) ----
@@ -304,9 +289,7 @@ def main(c: RLConfig) -> list[dict]:
             x_before = state["x"]
             state["x"] += step_flops(model.config, recipe, seen, groups)
             if not groups:
-                runs.announce(
-                    f"{out.name}: no prompt gave a signal in {c.max_rounds} rounds; RL ends at step {step}"
-                )
+                log.announce(f"{out.name}: no prompt gave a signal in {c.max_rounds} rounds; RL ends at step {step}")
                 state["ended"] = True
                 break
 
@@ -333,9 +316,7 @@ def main(c: RLConfig) -> list[dict]:
             if recipe.kl_coef and recipe.kl_place == "reward":
                 rewards -= recipe.kl_coef * kl_in_reward(torch.where(expert, ref, old), ref, lengths)
             sizes = [len(g.rollouts) for g in groups]
-            advantages = torch.cat(
-                [group_advantages(r[None], recipe.advantage)[0] for r in rewards.split(sizes)]
-            )
+            advantages = torch.cat([group_advantages(r[None], recipe.advantage)[0] for r in rewards.split(sizes)])
             trained_lengths = lengths.masked_fill(truncated, 0) if recipe.overlong == "filter" else lengths
 
             # ---- 5. update ----
@@ -389,9 +370,7 @@ def main(c: RLConfig) -> list[dict]:
                         deltas.append((stats["logprob"] - sampled[flat].to(device)[at])[own].abs())
                 losses.append(parallel.summed(loss_sum))
                 check(step + 1, "loss", losses[-1], packed, extras)
-                lr = learning_rate(
-                    state["updates"], progress, peak=c.lr, warmup=c.warmup, schedule=c.schedule
-                )
+                lr = learning_rate(state["updates"], progress, peak=c.lr, warmup=c.warmup, schedule=c.schedule)
                 norms.append(optimizer.step(lr, c.clip))
                 check(step + 1, "gradient's norm", norms[-1], packed, extras)
                 state["updates"] += 1
@@ -400,9 +379,7 @@ def main(c: RLConfig) -> list[dict]:
             # ---- 6. log, evaluate, save ----
             now = time.perf_counter()
             tried = [torch.tensor([r.correct for r in g.tried]) for g in seen]
-            generated_tokens = sum(
-                len(g.prompt) + len(r.tokens) for g in seen for r in (g.tried or g.rollouts)
-            )
+            generated_tokens = sum(len(g.prompt) + len(r.tokens) for g in seen for r in (g.tried or g.rollouts))
             entropy, delta, clipped = (together(part) for part in (entropies, deltas, clipped))
             row = dict(
                 step=step + 1,
@@ -439,8 +416,7 @@ def main(c: RLConfig) -> list[dict]:
                 row["score"] = evaluate(c.eval_temperature)
                 rows = pack(sequences, c.pack_length)
                 (now_logprob, _), (start_logprob, _) = (
-                    score_tokens(m, rows, c.micro_rows, len(sampled), c.temperature)
-                    for m in (model, reference)
+                    score_tokens(m, rows, c.micro_rows, len(sampled), c.temperature) for m in (model, reference)
                 )
                 row["kl_to_start"] = mean(kl_penalty(now_logprob, start_logprob, "k3"))
             metrics.log(**row)
@@ -450,7 +426,7 @@ def main(c: RLConfig) -> list[dict]:
             if (step + 1) % c.checkpoint_every == 0 or number:
                 save()
             if number:
-                runs.leave(out, step + 1, number)
+                signals.leave(out, step + 1, number)
             shown = f"signal {row['signal_share']:.2f}"
             shown = shown if row["pass_rate"] is None else f"pass {row['pass_rate']:.2f}, {shown}"
             bar.set_postfix_str(f"{shown}, {row['generation_share']:.0%} generating", refresh=False)
@@ -465,9 +441,9 @@ def main(c: RLConfig) -> list[dict]:
                 curve.append({"step": state["step"], "x": state["x"], "score": evaluate(c.eval_temperature)})
             curve[-1]["greedy"] = evaluate(0.0)
             if parallel.rank() == 0:
-                runs.write_json(out / "curve.json", {"curve": curve})
+                files.write_json(out / "curve.json", {"curve": curve})
             parallel.wait()
-    return runs.read_json(out / "curve.json")["curve"]
+    return files.read_json(out / "curve.json")["curve"]
 
 
 def print_curve(curve: list[dict]) -> None:

@@ -13,9 +13,7 @@ On several GPUs: torchrun --nproc_per_node=N train_sft.py ... (`nanopcf/parallel
 
 from dataclasses import dataclass
 
-from nanopcf import config
-
-SCHEDULES = ("constant", "cosine")
+from nanopcf.run import config
 
 
 @dataclass(frozen=True)
@@ -64,28 +62,13 @@ import time
 import torch
 
 import kernels
-from nanopcf import checkpoint, flops, parallel, regimes, replay, runs
-from nanopcf.data import (
-    Format,
-    Rows,
-    Sequence,
-    batch_indices,
-    encode_examples,
-    pack,
-    read_examples,
-    trained_hidden,
-)
-from nanopcf.optim import Optimizer
-
-
-def learning_rate(step: int, progress: float, *, peak: float, warmup: int, schedule: str) -> float:
-    """Learning rate of optimizer step `step` (from 0) at `progress` (0 to 1) of the run: linear warm-up, then constant or a
-    cosine down to a tenth of the peak."""
-    if step < warmup:
-        return peak * (step + 1) / warmup
-    if schedule == "constant":
-        return peak
-    return peak * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
+from nanopcf import checkpoint, flops, regimes
+from nanopcf.data import Format, encode_examples, read_examples
+from nanopcf.optim import SCHEDULES, Optimizer, learning_rate
+from nanopcf.packing import Rows, Sequence, batch_indices, pack, trained_hidden
+from nanopcf.run import files, log, machine, parallel, signals
+from nanopcf.run.folder import Metrics, checkpoints, open_run
+from nanopcf.tools import replay
 
 
 def sft_loss(model: torch.nn.Module, rows: Rows) -> torch.Tensor:
@@ -111,26 +94,21 @@ def try_longest(model: torch.nn.Module, optimizer: Optimizer, c: SFTConfig, long
         sft_loss(model, rows).backward()
         optimizer.step(0.0, c.clip)
 
-    runs.try_out(f"a step of {len(rows.tokens)} rows of {length} tokens", work, device)
+    machine.try_out(f"a step of {len(rows.tokens)} rows of {length} tokens", work, device)
 
 
 def main(c: SFTConfig) -> list[dict]:
     """Train; return the checkpoints as dicts of step, x_sft (FLOPs), val_loss and regime."""
     # ---- 1. setup ----
-    device = parallel.start(runs.choose_device(c.device))
-    dtype = runs.choose_dtype(c.dtype, device)
+    device = parallel.start(machine.choose_device(c.device))
+    dtype = machine.choose_dtype(c.dtype, device)
     model, tokenizer = checkpoint.load(c.model, device, dtype)
-    threads = runs.set_threads(c.threads, model)
+    threads = machine.set_threads(c.threads, model)
     length = min(c.max_length or model.config.max_length, model.config.max_length)
     form = Format(c.chat, c.template)
     train, val = (
         encode_examples(
-            read_examples(file, need=("prompt", "trajectory")),
-            tokenizer,
-            length,
-            file,
-            format=form,
-            drop=c.drop_long,
+            read_examples(file, need=("prompt", "trajectory")), tokenizer, length, file, format=form, drop=c.drop_long
         )
         for file in (c.train, c.val)
     )
@@ -161,23 +139,23 @@ def main(c: SFTConfig) -> list[dict]:
         checkpoint.save_step(out, step, model, tokenizer, optimizer, state, keep=c.keep, goodness=goodness)
 
     # ---- 2. the run folder, and where the run stands ----
-    with runs.open_run(c.out, c, c.resume, free=("device", "threads")) as out, runs.stoppable() as asked:
-        start, saved = 0, runs.checkpoints(out)
+    with open_run(c.out, c, c.resume, free=("device", "threads")) as out, signals.stoppable() as asked:
+        start, saved = 0, checkpoints(out)
         if saved:
             state = checkpoint.load_training(saved[-1][1], model, optimizer, {"step": 0, "threads": 0})
             start = state["step"]
-            threads = runs.set_threads(c.threads or state["threads"], model)
-            runs.announce(f"resuming after step {start}")
-        metrics = runs.Metrics(out, start if saved else -1)
-        runs.announce(runs.header(device, threads, dtype))
+            threads = machine.set_threads(c.threads or state["threads"], model)
+            log.announce(f"resuming after step {start}")
+        metrics = Metrics(out, start if saved else -1)
+        log.announce(log.header(device, threads, dtype))
         kernels.path(None, device)  # says which one
-        runs.announce(f"SFT: {len(train)} trajectories, {model.parameter_count():,} parameters")
+        log.announce(f"SFT: {len(train)} trajectories, {model.parameter_count():,} parameters")
         if start == 0 and not saved:
             validate(0)
             save(0)
 
         # ---- 3. the loop ----
-        bar = runs.bar(start, c.steps, c.steps, f"SFT {out.name}")
+        bar = log.bar(start, c.steps, c.steps, f"SFT {out.name}")
         for step in bar:
             began = time.perf_counter()
             batch: list[Sequence] = [train[i] for i in batch_indices(len(train), c.batch, step, c.seed)]
@@ -199,28 +177,22 @@ def main(c: SFTConfig) -> list[dict]:
             # ---- 4. log, validate, save ----
             number = asked()
             if (step + 1) % c.checkpoint_every == 0 or step + 1 == c.steps:
-                metrics.log(
-                    step=step + 1,
-                    train_loss=loss,
-                    grad_norm=norm,
-                    lr=lr,
-                    tokens_per_s=round(tokens / seconds),
-                )
+                metrics.log(step=step + 1, train_loss=loss, grad_norm=norm, lr=lr, tokens_per_s=round(tokens / seconds))
                 validate(step + 1)
                 save(step + 1)
             elif number:
                 save(step + 1)
             if number:
-                runs.leave(out, step + 1, number)
+                signals.leave(out, step + 1, number)
             bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
 
         # ---- 5. regimes ----
         rows = metrics.rows("val_loss")
         names = regimes.classify([r["step"] for r in rows], [r["val_loss"] for r in rows])
-        there = {step for step, _ in runs.checkpoints(out)}  # --keep may have left fewer
+        there = {step for step, _ in checkpoints(out)}  # --keep may have left fewer
         table = [{**r, "regime": n} for r, n in zip(rows, names, strict=True) if r["step"] in there]
         if parallel.rank() == 0:
-            runs.write_json(out / "checkpoints.json", table)
+            files.write_json(out / "checkpoints.json", table)
         return table
 
 

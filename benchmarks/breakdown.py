@@ -22,20 +22,24 @@ from common import SHAPES, Page, clock, make_model, profiled, wall_rates
 from sampler import roofline
 
 import train_sft
-from nanopcf import runs
-from nanopcf.data import Sequence, pack
 from nanopcf.model import Transformer
 from nanopcf.optim import Optimizer
+from nanopcf.packing import Sequence, pack
+from nanopcf.run import machine
 from nanopcf.sampler import Sampler
 
 KINDS = {  # by how an operation's name begins; what matches nothing is a pass over memory
     "products": ("aten::mm", "aten::addmm", "mkldnn::_linear_pointwise", "nanopcf::onednn"),
     "attention": (
-        "aten::bmm", "aten::_softmax", "aten::_scaled_dot_product",
-        "aten::_flash_attention", "aten::_efficient_attention", "aten::_cudnn_attention",
+        "aten::bmm",
+        "aten::_softmax",
+        "aten::_scaled_dot_product",
+        "aten::_flash_attention",
+        "aten::_efficient_attention",
+        "aten::_cudnn_attention",
     ),
     "fused head": ("TokenLoss", "Logprob"),  # the Triton kernels; on a CPU the head is products and passes
-}  # fmt: skip
+}
 PROMPT, LENGTH = 64, 256
 
 
@@ -57,9 +61,7 @@ def kind_of(name: str) -> str:
 def stages(model: Transformer, a: argparse.Namespace, rates: tuple[float, float]) -> dict[str, tuple]:
     """Name -> (work, tokens it counts, seconds of its roofline). work(profiled=True) has no captured graph: its parts show."""
     c, device = model.config, model.head_weight.device
-    inner = model.parameter_count() - c.vocab_size * c.width * (
-        1 if c.tied else 2
-    )  # without embedding and head
+    inner = model.parameter_count() - c.vocab_size * c.width * (1 if c.tied else 2)  # without embedding and head
     tokens = torch.randint(c.vocab_size, (a.rows, LENGTH)).tolist()
     prompts = [row[:PROMPT] for row in tokens]
     sampler = Sampler(model, slots=a.rows, max_length=PROMPT + a.new_tokens)
@@ -103,17 +105,21 @@ def main() -> None:
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--markdown", action="store_true", help="write docs/results/breakdown-<device>.md")
     a = parser.parse_args()
-    device = runs.choose_device(a.device)
-    dtype = runs.choose_dtype(a.dtype, device)
+    device = machine.choose_device(a.device)
+    dtype = machine.choose_dtype(a.dtype, device)
     page = Page("Where the time goes", device)
     limits = wall_rates(device, dtype)
-    page.add(
-        f"Measured here: a large product {limits[0] / 1e9:,.0f} GFLOP/s, a copy {limits[1] / 1e9:,.1f} GB/s."
-    )
+    page.add(f"Measured here: a large product {limits[0] / 1e9:,.0f} GFLOP/s, a copy {limits[1] / 1e9:,.1f} GB/s.")
     page.head(
         f"{a.rows} rows, {str(dtype).removeprefix('torch.')}; a share below 3 % isn't named:",
-        "parameters", "stage", "tokens/s", "of the roofline", *KINDS, "passes over memory", "of which",
-    )  # fmt: skip
+        "parameters",
+        "stage",
+        "tokens/s",
+        "of the roofline",
+        *KINDS,
+        "passes over memory",
+        "of which",
+    )
     for size in a.models or (["0.1M", "0.8M", "10M"] if device.type == "cpu" else ["135M", "0.5B"]):
         model = make_model(size, LENGTH, device, dtype)
         for stage, (work, tokens, bound) in stages(model, a, limits).items():
@@ -126,10 +132,13 @@ def main() -> None:
                 shares[kind_of(name)] += spent / total
             largest = [(n, s / total) for n, s in found.most_common() if kind_of(n) == "memory"]
             page.row(
-                f"{model.parameter_count() / 1e6:.1f}M", stage, f"{tokens / seconds:,.0f}", f"{bound / seconds:.0%}",
+                f"{model.parameter_count() / 1e6:.1f}M",
+                stage,
+                f"{tokens / seconds:,.0f}",
+                f"{bound / seconds:.0%}",
                 *(f"{shares[kind]:.0%}" for kind in (*KINDS, "memory")),
                 ", ".join(f"{n.removeprefix('aten::')} {s:.0%}" for n, s in largest if s >= 0.03),
-            )  # fmt: skip
+            )
     if a.markdown:
         page.write("breakdown")
 

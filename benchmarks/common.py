@@ -15,22 +15,24 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from kernels import products  # noqa: E402
-from nanopcf import runs  # noqa: E402
 from nanopcf.model import NANO, ModelConfig, Transformer  # noqa: E402
+from nanopcf.run import machine  # noqa: E402
 
 Run = Callable[[], float]  # does the work once, returns its rate: tokens or steps a second
 
 REAL = {  # shapes of real models, with random weights
     "135M": dict(vocab_size=49152, width=576, layers=30, heads=9, kv_heads=3, mlp_width=1536, qk_norm=False),  # SmolLM2
-    "0.5B": dict(vocab_size=151936, width=896, layers=24, heads=14, kv_heads=2, mlp_width=4864, qk_norm=False, qkv_bias=True),  # Qwen2.5
-    "1.5B": dict(vocab_size=151936, width=1536, layers=28, heads=12, kv_heads=2, mlp_width=8960, qk_norm=False, qkv_bias=True),
-}  # fmt: skip
+    "0.5B": dict(
+        vocab_size=151936, width=896, layers=24, heads=14, kv_heads=2, mlp_width=4864, qk_norm=False, qkv_bias=True
+    ),  # Qwen2.5
+    "1.5B": dict(
+        vocab_size=151936, width=1536, layers=28, heads=12, kv_heads=2, mlp_width=8960, qk_norm=False, qkv_bias=True
+    ),
+}
 SHAPES = {name: dict(vocab_size=512, **shape) for name, shape in NANO.items()} | REAL
 
 
-def make_model(
-    size: str, max_length: int, device: torch.device, dtype: torch.dtype, **changed: int
-) -> Transformer:
+def make_model(size: str, max_length: int, device: torch.device, dtype: torch.dtype, **changed: int) -> Transformer:
     """Random weights, the same ones each time."""
     torch.manual_seed(0)
     return Transformer(ModelConfig(max_length=max_length, **(SHAPES[size] | changed))).to(device, dtype)
@@ -51,15 +53,13 @@ def machine_rates(
     product, copy = (lambda: best(a, b)), (lambda: target.copy_(source))
     product()
     copy()
-    return 2 * n**3 / min(seconds(product) for _ in range(10)), 2 * size / min(
-        seconds(copy) for _ in range(10)
-    )
+    return 2 * n**3 / min(seconds(product) for _ in range(10)), 2 * size / min(seconds(copy) for _ in range(10))
 
 
 def wall_rates(device: torch.device, dtype: torch.dtype) -> tuple[float, float]:
     """machine_rates of all cores, by the clock on the wall."""
     if device.type == "cpu":
-        torch.set_num_threads(runs.cores())
+        torch.set_num_threads(machine.cores())
     return machine_rates(device, dtype, lambda call: clock(call, device)[0])
 
 
@@ -83,15 +83,13 @@ def timed(work: Callable[[], int], device: torch.device) -> Run:
     return run
 
 
-def compare(
-    contestants: dict[str, Run], device: torch.device, repeats: int
-) -> dict[str, tuple[list[float], int]]:
+def compare(contestants: dict[str, Run], device: torch.device, repeats: int) -> dict[str, tuple[list[float], int]]:
     """Name -> (rate of each repeat, threads). Contestants take turns, since a machine's speed drifts; on the CPU each with
     its own best threads: one, or all cores, whichever was faster in a run of its own."""
     threads = {}
     for name, run in contestants.items():
         tried = {}
-        for count in sorted({1, runs.cores()}) if device.type == "cpu" else [torch.get_num_threads()]:
+        for count in sorted({1, machine.cores()}) if device.type == "cpu" else [torch.get_num_threads()]:
             torch.set_num_threads(count)
             tried[count] = run()
         threads[name] = max(tried, key=tried.get)
@@ -157,11 +155,9 @@ def versions(device: torch.device) -> str:
         where = torch.cuda.get_device_name(device)
     else:
         names = [
-            line.split(":")[1].strip()
-            for line in products.processor().splitlines()
-            if line.startswith("model name")
+            line.split(":")[1].strip() for line in products.processor().splitlines() if line.startswith("model name")
         ]
-        where = f"{runs.cores()} cores of {names[0] if names else platform.machine()}"
+        where = f"{machine.cores()} cores of {names[0] if names else platform.machine()}"
     others = "".join(of(p) for p in ("triton", "transformers", "trl", "liger-kernel", "cut-cross-entropy"))
     return f"{where}; Python {platform.python_version()}, torch {torch.__version__}{others}; {datetime.date.today()}"
 
@@ -171,10 +167,7 @@ class Page:
 
     def __init__(self, title: str, device: torch.device) -> None:
         command = " ".join([f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
-        self.device, self.lines = (
-            device,
-            [f"# {title}", "", f"    python {command}", "", versions(device), ""],
-        )
+        self.device, self.lines = (device, [f"# {title}", "", f"    python {command}", "", versions(device), ""])
         print("\n".join(self.lines[2:]), flush=True)
 
     def add(self, *lines: str) -> None:

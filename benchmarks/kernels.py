@@ -109,7 +109,10 @@ def contestants(which: str, device: torch.device) -> dict[str, tuple[Callable, i
         if device.type == "cuda":
             found["Liger"] = (liger, 3)
     if which != "rl" and device.type == "cuda":
-        found["cut-cross-entropy"] = (partial(cce, "none" if which == "logprob" else "mean"), "1" if which == "logprob" else "4 (filtered)")  # fmt: skip
+        found["cut-cross-entropy"] = (
+            partial(cce, "none" if which == "logprob" else "mean"),
+            "1" if which == "logprob" else "4 (filtered)",
+        )
     found["nanopcf, torch"] = (partial(ours, "torch", which), products)
     if device.type == "cuda":
         found["nanopcf, triton"] = (partial(ours, "triton", which), products)
@@ -166,7 +169,7 @@ def errors(which: str, function: Callable, data: tuple) -> tuple[float, float, f
         return (got[0].double() - logprob).abs().max().item(), math.nan, math.nan
     loss = -logprob.mean() if which == "sft" else clipped(logprob, None, None, *(e.double() for e in few[3]))
     want = torch.autograd.grad(loss, (h64, w64))
-    return math.nan, *(((g.double() - t).norm() / t.norm()).item() for g, t in zip(got[1:], want, strict=True))  # fmt: skip
+    return math.nan, *(((g.double() - t).norm() / t.norm()).item() for g, t in zip(got[1:], want, strict=True))
 
 
 def measure(which: str, shape: tuple, args: argparse.Namespace, rates: tuple[float, float]) -> list[dict]:
@@ -188,9 +191,7 @@ def measure(which: str, shape: tuple, args: argparse.Namespace, rates: tuple[flo
                 torch.cuda.empty_cache()
             continue
         running[name] = (function, products)
-        rows[name] = dict(
-            impl=name, shape=shape, which=which, products=products, peak=peak, error=error, times=[]
-        )
+        rows[name] = dict(impl=name, shape=shape, which=which, products=products, peak=peak, error=error, times=[])
     for _ in range(args.repeats):
         for name, (function, _) in running.items():
             rows[name]["times"].append(seconds(lambda f=function: once(which, f, data), device))
@@ -213,8 +214,18 @@ def quantiles(times: list[float]) -> tuple[float, float]:
 
 # ---- the table ----
 
-HEAD = ["implementation", "products", "ms, p50 (p20-p80)", "/ naive", "TFLOP/s", "of floor", "peak MiB", "/ naive",
-        "logprob error", "dhidden, dweight error"]  # fmt: skip
+HEAD = [
+    "implementation",
+    "products",
+    "ms, p50 (p20-p80)",
+    "/ naive",
+    "TFLOP/s",
+    "of floor",
+    "peak MiB",
+    "/ naive",
+    "logprob error",
+    "dhidden, dweight error",
+]
 
 
 def cells(row: dict, base: dict | None) -> list[str]:
@@ -236,17 +247,11 @@ def cells(row: dict, base: dict | None) -> list[str]:
 
 def main() -> None:
     shape = lambda text: tuple(int(n) for n in text.split(","))  # noqa: E731
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cpu", "cuda"]
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cpu", "cuda"])
     parser.add_argument("--shapes", nargs="+", type=shape, help="N,D,V; several allowed")
     parser.add_argument("--passes", nargs="+", default=list(PASSES), choices=PASSES)
-    parser.add_argument(
-        "--dtype", choices=["float32", "bfloat16", "float16"], help="float32 on CPU, else bfloat16"
-    )
+    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="float32 on CPU, else bfloat16")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1, help="on the CPU")
     parser.add_argument("--markdown", action="store_true", help="write docs/results/kernels-<device>.md")

@@ -16,10 +16,10 @@ import torch
 from common import SHAPES, Page, make_model, peak_bytes
 
 import kernels
-from nanopcf import runs
-from nanopcf.data import Rows, Sequence, pack
 from nanopcf.model import Transformer
 from nanopcf.objectives import RECIPES, rl_loss
+from nanopcf.packing import Rows, Sequence, pack
+from nanopcf.run import machine
 
 LOSS = partial(rl_loss, recipe=RECIPES["grpo"])
 
@@ -40,9 +40,7 @@ def naive(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> 
     return LOSS(logprob, None, entropy, *terms(len(hidden), hidden.device))
 
 
-def head_peak(
-    head: Callable, count: int, width: int, vocab: int, device: torch.device, dtype: torch.dtype
-) -> int:
+def head_peak(head: Callable, count: int, width: int, vocab: int, device: torch.device, dtype: torch.dtype) -> int:
     hidden = torch.randn(count, width, device=device, dtype=dtype).requires_grad_()
     weight = torch.randn(vocab, width, device=device, dtype=dtype).requires_grad_()
     targets = torch.randint(0, vocab, (count,), device=device)
@@ -64,15 +62,13 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=896)
     parser.add_argument("--vocab", type=int, default=151_936)
     parser.add_argument("--tokens", type=int, nargs="+", default=[256, 1024, 2048])
-    parser.add_argument(
-        "--model", default="135M", choices=SHAPES, metavar="SIZE", help=f"of {', '.join(SHAPES)}"
-    )
+    parser.add_argument("--model", default="135M", choices=SHAPES, metavar="SIZE", help=f"of {', '.join(SHAPES)}")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--markdown", action="store_true", help="write docs/results/memory-<device>.md")
     a = parser.parse_args()
-    device = runs.choose_device(a.device)
-    dtype = runs.choose_dtype(a.dtype, device)
+    device = machine.choose_device(a.device)
+    dtype = machine.choose_dtype(a.dtype, device)
     page = Page("Memory of the RL update", device)
     mib = lambda count: f"{count / 2**20:,.0f} MiB"  # noqa: E731
 
@@ -89,10 +85,7 @@ def main() -> None:
     for count in a.tokens:
         rows = pack([Sequence([0] * 256, 1)] * max(1, count // 256), 256).map(lambda t: t.to(device))
 
-        peaks = [
-            model_peak(model, *case)
-            for case in ((naive, rows, False), (fused, rows, False), (fused, rows, True))
-        ]
+        peaks = [model_peak(model, *case) for case in ((naive, rows, False), (fused, rows, False), (fused, rows, True))]
         page.row(f"{rows.tokens.numel():,}", *map(mib, peaks), mib(model.parameter_count() * dtype.itemsize))
     if a.markdown:
         page.write("memory")

@@ -26,8 +26,9 @@ import numpy as np
 import torch
 from common import SHAPES, Page, Run, compare, make_model, ratio, spread, timed, wall_rates
 
-from nanopcf import checkpoint, runs
+from nanopcf import checkpoint
 from nanopcf.model import Transformer
+from nanopcf.run import machine
 from nanopcf.sampler import Sampler
 from nanopcf.tokenizer import nano_tokenizer
 
@@ -39,9 +40,7 @@ def work(vocab: int, prompts: int, seed: int = 0) -> tuple[list[list[int]], list
     return texts, list(range(max(1, vocab // 64)))
 
 
-def ours(
-    model: Transformer, prompts: list, stop: list, samples: int, new: int, slots: int, lengths: list[int]
-) -> Run:
+def ours(model: Transformer, prompts: list, stop: list, samples: int, new: int, slots: int, lengths: list[int]) -> Run:
     """`lengths` is filled with those of the answers."""
     sampler = Sampler(model, slots=slots, max_length=model.config.max_length)
 
@@ -53,9 +52,7 @@ def ours(
     return timed(work, model.head_weight.device)
 
 
-def roofline(
-    model: Transformer, prompts: list, lengths: list[int], samples: int, rates: tuple[float, float]
-) -> float:
+def roofline(model: Transformer, prompts: list, lengths: list[int], samples: int, rates: tuple[float, float]) -> float:
     """Seconds that no sampler could beat on this machine: each step multiplies every weight with every live row, and reads the
     weights and the live part of the cache once; whichever of the two takes longer. Prompts go through once."""
     c, size = model.config, model.head_weight.dtype.itemsize
@@ -85,17 +82,9 @@ def theirs(model: Transformer, prompts: list, stop: list, samples: int, new: int
         peer = AutoModelForCausalLM.from_pretrained(Path(folder) / "m", dtype=dtype).to(device).eval()
     width = max(map(len, prompts))
     ids = torch.tensor([[0] * (width - len(p)) + p for p in prompts for _ in range(samples)], device=device)
-    mask = torch.tensor(
-        [[0] * (width - len(p)) + [1] * len(p) for p in prompts for _ in range(samples)], device=device
-    )
+    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts for _ in range(samples)], device=device)
     options = dict(
-        do_sample=True,
-        temperature=1.0,
-        top_k=0,
-        top_p=1.0,
-        max_new_tokens=new,
-        pad_token_id=0,
-        eos_token_id=stop,
+        do_sample=True, temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=new, pad_token_id=0, eos_token_id=stop
     )
     ends = torch.tensor(stop, device=device)
 
@@ -120,8 +109,8 @@ def main() -> None:
     parser.add_argument("--only-peers", action="store_true", help="leave the two tables about growth out")
     parser.add_argument("--markdown", action="store_true", help="write docs/results/sampler-<device>.md")
     a = parser.parse_args()
-    device = runs.choose_device(a.device)
-    dtype = runs.choose_dtype(a.dtype, device)
+    device = machine.choose_device(a.device)
+    dtype = machine.choose_dtype(a.dtype, device)
     names = a.models or (["0.8M", "3M", "10M"] if device.type == "cpu" else ["135M", "0.5B"])
     total = a.prompts * a.samples
     page = Page("Generation", device)
@@ -137,13 +126,16 @@ def main() -> None:
             page.row(name, spread(values), f"{ratio(values, first):.2f}x")
 
     limits = wall_rates(device, dtype)
-    page.add(
-        f"Measured here: a large product {limits[0] / 1e9:,.0f} GFLOP/s, a copy {limits[1] / 1e9:,.1f} GB/s."
-    )
+    page.add(f"Measured here: a large product {limits[0] / 1e9:,.0f} GFLOP/s, a copy {limits[1] / 1e9:,.1f} GB/s.")
     page.head(
         f"{a.prompts} prompts x {a.samples} samples, up to {a.new_tokens} new tokens, {str(dtype).removeprefix('torch.')}:",
-        "parameters", "transformers, tokens/s", "nanopcf, tokens/s", "ratio", "of the roofline", "threads",
-    )  # fmt: skip
+        "parameters",
+        "transformers, tokens/s",
+        "nanopcf, tokens/s",
+        "ratio",
+        "of the roofline",
+        "threads",
+    )
     for size in names:
         model = model_of(size)
         prompts, stop = work(model.config.vocab_size, a.prompts)

@@ -30,9 +30,11 @@ from common import SHAPES, Page, Run, clock, compare, make_model, ratio, spread
 
 import train_rl
 import train_sft
-from nanopcf import checkpoint, rollouts, runs
-from nanopcf.data import Sequence, pack
+from nanopcf import checkpoint, rollouts
 from nanopcf.optim import Optimizer
+from nanopcf.packing import Sequence, pack
+from nanopcf.run import machine
+from nanopcf.run.folder import read_metrics
 from nanopcf.tokenizer import nano_tokenizer
 
 DIGITS = "0123456789"
@@ -57,10 +59,20 @@ def step_times(trainer_class, **arguments) -> list[float]:
 def quiet(folder: Path, a: argparse.Namespace) -> dict:
     """Settings that both trainers share."""
     return dict(
-        output_dir=str(folder / "trl"), max_steps=a.steps + 1, learning_rate=1e-4, lr_scheduler_type="constant",
-        use_cpu=a.device.type == "cpu", bf16=a.dtype == torch.bfloat16, report_to=[], save_strategy="no",
-        logging_strategy="no", disable_tqdm=True, gradient_checkpointing=False, optim="adamw_torch_fused", max_grad_norm=1.0,
-    )  # fmt: skip
+        output_dir=str(folder / "trl"),
+        max_steps=a.steps + 1,
+        learning_rate=1e-4,
+        lr_scheduler_type="constant",
+        use_cpu=a.device.type == "cpu",
+        bf16=a.dtype == torch.bfloat16,
+        report_to=[],
+        save_strategy="no",
+        logging_strategy="no",
+        disable_tqdm=True,
+        gradient_checkpointing=False,
+        optim="adamw_torch_fused",
+        max_grad_norm=1.0,
+    )
 
 
 def theirs(folder: Path) -> dict:
@@ -117,9 +129,12 @@ def sft_theirs(folder: Path, a: argparse.Namespace, packed: bool) -> Run:
         tokens = len(ids) * a.length
     micro = next(m for m in range(min(a.micro, len(ids)), 0, -1) if len(ids) % m == 0)
     settings = SFTConfig(
-        per_device_train_batch_size=micro, gradient_accumulation_steps=len(ids) // micro, max_length=a.length,
-        dataset_kwargs={"skip_prepare_dataset": True}, **quiet(folder, a),
-    )  # fmt: skip
+        per_device_train_batch_size=micro,
+        gradient_accumulation_steps=len(ids) // micro,
+        max_length=a.length,
+        dataset_kwargs={"skip_prepare_dataset": True},
+        **quiet(folder, a),
+    )
 
     def run() -> float:
         data = Dataset.from_dict({"input_ids": ids * (a.steps + 1)})
@@ -149,16 +164,33 @@ def rl_ours(folder: Path, a: argparse.Namespace, compiled: bool) -> Run:
         try:
             train_rl.main(
                 train_rl.RLConfig(
-                    model=str(folder / "model"), train=str(folder / "rl.jsonl"), val=str(folder / "val.jsonl"), out=str(out),
-                    algo="grpo", set=("entropy_coef=0",), steps=a.steps + 1, prompts=a.prompts, update_prompts=a.prompts,
-                    group=a.group, max_new_tokens=a.new_tokens, pack_length=a.new_tokens + 32, micro_rows=a.micro,
-                    slots=a.prompts * a.group, eval_every=10**6, checkpoint_every=10**6, threads=torch.get_num_threads(),
-                    device=str(a.device), dtype=str(a.dtype).removeprefix("torch."), lr=1e-4, warmup=0, compile=compiled,
+                    model=str(folder / "model"),
+                    train=str(folder / "rl.jsonl"),
+                    val=str(folder / "val.jsonl"),
+                    out=str(out),
+                    algo="grpo",
+                    set=("entropy_coef=0",),
+                    steps=a.steps + 1,
+                    prompts=a.prompts,
+                    update_prompts=a.prompts,
+                    group=a.group,
+                    max_new_tokens=a.new_tokens,
+                    pack_length=a.new_tokens + 32,
+                    micro_rows=a.micro,
+                    slots=a.prompts * a.group,
+                    eval_every=10**6,
+                    checkpoint_every=10**6,
+                    threads=torch.get_num_threads(),
+                    device=str(a.device),
+                    dtype=str(a.dtype).removeprefix("torch."),
+                    lr=1e-4,
+                    warmup=0,
+                    compile=compiled,
                 )
-            )  # fmt: skip
+            )
         finally:
             rollouts.verify = verify
-        steps = [r for r in runs.read_metrics(out / "metrics.jsonl") if "seconds" in r]
+        steps = [r for r in read_metrics(out / "metrics.jsonl") if "seconds" in r]
         a.last = steps[-1]
         return a.steps / sum(r["seconds"] for r in steps[1:])
 
@@ -171,10 +203,17 @@ def rl_theirs(folder: Path, a: argparse.Namespace) -> Run:
 
     rng = random.Random(0)
     settings = GRPOConfig(
-        per_device_train_batch_size=min(a.micro, a.prompts * a.group), num_generations=a.group,
-        gradient_accumulation_steps=max(1, a.prompts * a.group // a.micro), max_completion_length=a.new_tokens,
-        beta=0.0, num_iterations=1, temperature=1.0, scale_rewards="none", loss_type="dapo", **quiet(folder, a),
-    )  # fmt: skip
+        per_device_train_batch_size=min(a.micro, a.prompts * a.group),
+        num_generations=a.group,
+        gradient_accumulation_steps=max(1, a.prompts * a.group // a.micro),
+        max_completion_length=a.new_tokens,
+        beta=0.0,
+        num_iterations=1,
+        temperature=1.0,
+        scale_rewards="none",
+        loss_type="dapo",
+        **quiet(folder, a),
+    )
 
     def run() -> float:
         times = step_times(
@@ -208,23 +247,19 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1, help="measured a turn, after one that isn't")
     parser.add_argument("--repeats", type=int, default=3, help="turns")
     parser.add_argument("--batch", type=int, default=112, help="SFT: examples a step")
-    parser.add_argument(
-        "--length", type=int, default=256, help="SFT: tokens of a row, and of the longest example"
-    )
+    parser.add_argument("--length", type=int, default=256, help="SFT: tokens of a row, and of the longest example")
     parser.add_argument("--prompts", type=int, default=64, help="RL: prompts a step")
     parser.add_argument("--group", type=int, default=8, help="RL: answers a prompt")
     parser.add_argument("--new-tokens", type=int, default=256, help="RL: longest answer")
-    parser.add_argument(
-        "--ends", type=int, nargs="+", default=[128], help="RL: one token in so many ends an answer"
-    )
+    parser.add_argument("--ends", type=int, nargs="+", default=[128], help="RL: one token in so many ends an answer")
     parser.add_argument("--micro", type=int, default=16, help="rows a forward pass")
     parser.add_argument("--no-compile", action="store_true", help="leave out ours with --compile")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--markdown", action="store_true", help="write docs/results/train-<device>.md")
     a = parser.parse_args()
-    a.device = runs.choose_device(a.device)
-    a.dtype = runs.choose_dtype(a.dtype, a.device)
+    a.device = machine.choose_device(a.device)
+    a.dtype = machine.choose_dtype(a.dtype, a.device)
     size = a.model or ("0.8M" if a.device.type == "cpu" else "0.5B")
     page = Page("A training step", a.device)
     variants = {"nanopcf": False} | ({} if a.no_compile else {"nanopcf --compile": True})
@@ -244,9 +279,14 @@ def main() -> None:
         folder = Path(name)
         if a.only != "rl":
             words = start(folder)
-            peers = {} if trl is None else {
-                "TRL, padded": sft_theirs(folder, a, packed=False), "TRL, packing": sft_theirs(folder, a, packed=True),
-            }  # fmt: skip
+            peers = (
+                {}
+                if trl is None
+                else {
+                    "TRL, padded": sft_theirs(folder, a, packed=False),
+                    "TRL, packing": sft_theirs(folder, a, packed=True),
+                }
+            )
             ours = {label: sft_ours(folder, a, compiled) for label, compiled in variants.items()}
             intro = f"SFT, {a.batch} examples of up to {a.length} tokens, {words}; tokens a second:"
             table(page, intro, peers | ours, a, spread)
@@ -259,8 +299,11 @@ def main() -> None:
                 f"{words}; milliseconds a step:"
             )
             table(page, intro, peers | ours, a, lambda rates: spread([1000 / r for r in rates]))
-            page.add("", "Of the last of ours {generation_share:.0%} generation, {scoring_share:.0%} scoring, {update_share:.0%} update; "
-                     "mean length {length:.0f}.".format(**a.last))  # fmt: skip
+            page.add(
+                "",
+                "Of the last of ours {generation_share:.0%} generation, {scoring_share:.0%} scoring, {update_share:.0%} update; "
+                "mean length {length:.0f}.".format(**a.last),
+            )
     if a.markdown:
         page.write("train")
 

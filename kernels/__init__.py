@@ -9,7 +9,7 @@ Every loss of the project goes through these three functions, in training and in
 Two paths do the arithmetic, and `path` below is the one place that chooses:
 
     "torch"    `reference.py`: chunked PyTorch, the specification. On the CPU, and wherever Triton isn't.
-    "triton"   `triton_logprob.py`, `triton_token_loss.py`: on CUDA; with TRITON_INTERPRET=1 set before the start of
+    "triton"   `gpu/`: on CUDA; with TRITON_INTERPRET=1 set before the start of
                Python they run on CPU tensors, slowly, to be tested or stepped through.
 
 hidden and weight: float32, bfloat16 or float16; arithmetic and outputs float32; gradients in the inputs' types.
@@ -65,9 +65,7 @@ def path(impl: str | None, device: torch.device) -> str:
     if reason is None and not (device.type == "cuda" or (device.type == "cpu" and interpreted())):
         reason = f"they don't run on {device.type} tensors"
     if impl == "triton" and reason:
-        raise ValueError(
-            f"kernels: impl='triton' can't run here: {reason} (on the CPU: set TRITON_INTERPRET=1 first)"
-        )
+        raise ValueError(f"kernels: impl='triton' can't run here: {reason} (on the CPU: set TRITON_INTERPRET=1 first)")
     chosen = impl or ("torch" if reason else "triton")
     name = "triton-interpreter" if chosen == "triton" and interpreted() else chosen
     announce(name, device.type, reason if impl is None and device.type == "cuda" else None)
@@ -76,11 +74,7 @@ def path(impl: str | None, device: torch.device) -> str:
 
 @cache  # each once a process
 def announce(chosen: str, device: str, reason: str | None) -> None:
-    print(
-        f"kernels: {chosen} on {device}" + (f", since {reason}" if reason else ""),
-        file=sys.stderr,
-        flush=True,
-    )
+    print(f"kernels: {chosen} on {device}" + (f", since {reason}" if reason else ""), file=sys.stderr, flush=True)
 
 
 def check(hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float) -> None:
@@ -90,9 +84,7 @@ def check(hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float) -
             f"kernels: need hidden [N, D] and weight [V, D], got {list(hidden.shape)} and {list(weight.shape)}"
         )
     if targets.shape != hidden.shape[:1] or targets.dtype != torch.int64:
-        raise ValueError(
-            f"kernels: need targets int64 [{len(hidden)}], got {targets.dtype} {list(targets.shape)}"
-        )
+        raise ValueError(f"kernels: need targets int64 [{len(hidden)}], got {targets.dtype} {list(targets.shape)}")
     if hidden.dtype != weight.dtype or hidden.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         raise ValueError(
             f"kernels: hidden and weight must both be float32, bfloat16 or float16, got {hidden.dtype} and {weight.dtype}"
@@ -120,11 +112,9 @@ def linear_token_loss(
     """
     check(hidden, weight, targets, temperature)
     if any(len(e) != len(hidden) for e in extras):
-        raise ValueError(
-            f"kernels: extras must have {len(hidden)} entries each, got {[len(e) for e in extras]}"
-        )
+        raise ValueError(f"kernels: extras must have {len(hidden)} entries each, got {[len(e) for e in extras]}")
     if path(impl, hidden.device) == "triton":
-        from kernels.triton_token_loss import TokenLoss
+        from kernels.gpu.token_loss import TokenLoss
     else:
         from kernels.reference import TokenLoss
     if not torch.is_grad_enabled():  # which a custom function can't see: inside it grad mode is always off
@@ -149,7 +139,7 @@ def linear_logprob(
     """
     check(hidden, weight, targets, temperature)
     if path(impl, hidden.device) == "triton":
-        from kernels.triton_logprob import Logprob
+        from kernels.gpu.logprob import Logprob
     else:
         from kernels.reference import Logprob
     with torch.autocast(hidden.device.type, enabled=False):

@@ -126,19 +126,10 @@ class TokenLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_loss, *_):
         if ctx.grads is None:
-            raise RuntimeError(
-                "linear_token_loss: its gradients were used up by the first backward; call it again"
-            )
+            raise RuntimeError("linear_token_loss: its gradients were used up by the first backward; call it again")
         grads, ctx.grads = ctx.grads, None
         # scaled in place: a copy would be another [V, D]
-        return (
-            *(None if g is None else g.mul_(grad_loss.to(g.dtype)) for g in grads),
-            None,
-            None,
-            None,
-            None,
-            None,
-        )
+        return (*(None if g is None else g.mul_(grad_loss.to(g.dtype)) for g in grads), None, None, None, None, None)
 
 
 class Logprob(torch.autograd.Function):

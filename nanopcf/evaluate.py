@@ -8,7 +8,6 @@ completions are kept, a JSONL file a data file, and --resume goes on where it st
 """
 
 import json
-from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from math import comb
@@ -17,11 +16,14 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from nanopcf import checkpoint, config, rewards, runs
-from nanopcf.data import PLAIN, Example, Format, encode_prompts, read_examples
+from nanopcf import checkpoint, rewards
+from nanopcf.data import Format, encode_prompts, read_examples
+from nanopcf.interop.mathematics import verifier
 from nanopcf.model import Transformer
-from nanopcf.sampler import Sampler, slots_that_fit
-from nanopcf.symbolic import verifier
+from nanopcf.rollouts import complete
+from nanopcf.run import config, files, log, machine
+from nanopcf.run.folder import open_run, read_metrics
+from nanopcf.sampler import slots_that_fit
 from nanopcf.tokenizer import TextTokenizer
 
 
@@ -58,38 +60,6 @@ class EvaluateConfig:
             raise ValueError("--resume needs --out, the folder to go on in")
 
 
-def complete(
-    model: Transformer,
-    tokenizer: TextTokenizer,
-    examples: list[Example],
-    *,
-    format: Format = PLAIN,
-    samples: int = 1,
-    temperature: float = 0.7,
-    top_p: float = 1.0,
-    max_new_tokens: int,
-    slots: int = 256,
-    seed: int = 0,
-    places: Sequence[int] | None = None,
-    judge=rewards.verify,
-) -> tuple[np.ndarray, list[str]]:
-    """(correct [problems, samples] of 0/1, responses as text, problem by problem)."""
-    sampler = Sampler(model, slots=slots, max_length=model.config.max_length)
-    completions = sampler.generate(
-        [format.prompt(e, tokenizer) for e in examples],
-        n=samples,
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        top_p=top_p,
-        stop_ids=tokenizer.stop_ids,
-        seed=seed,
-        places=places,
-    )
-    texts = [tokenizer.decode(c.tokens) for c in completions]
-    correct = [judge(t, examples[c.prompt_index].answer) for t, c in zip(texts, completions, strict=True)]
-    return np.array(correct).reshape(len(examples), samples), texts
-
-
 def pass_at_k(correct: np.ndarray, k: int) -> float:
     """Mean over problems of the chance that k of the n samples hold a right one: 1 - C(n-c, k) / C(n, k)
     (Chen et al., 2021), unbiased. correct: [problems, n], n >= k."""
@@ -106,13 +76,11 @@ def standard_error(correct: np.ndarray) -> float:
 
 def kept_rows(path: Path, chunk: int, count: int) -> list[dict]:
     """The rows of an interrupted file that are whole chunks, or all of them when it is complete."""
-    rows = runs.read_metrics(path) if path.exists() else []
+    rows = read_metrics(path) if path.exists() else []
     return rows[:count] if len(rows) >= count else rows[: len(rows) // chunk * chunk]
 
 
-def evaluate_file(
-    c: EvaluateConfig, file: str, model: Transformer, tokenizer: TextTokenizer, judge
-) -> list[dict]:
+def evaluate_file(c: EvaluateConfig, file: str, model: Transformer, tokenizer: TextTokenizer, judge) -> list[dict]:
     """One row a problem: line, prompt, answer, and the completions with what both judges say of each."""
     form = Format(c.chat, c.template)
     examples = read_examples(file, need=("prompt", "answer"))[: c.limit or None]
@@ -124,7 +92,7 @@ def evaluate_file(
     path = Path(c.out) / f"{Path(file).stem}.jsonl" if c.out else None
     rows = kept_rows(path, chunk, len(examples)) if path else []
     if path:
-        runs.write_text(path, "".join(json.dumps(r) + "\n" for r in rows))
+        files.write_text(path, "".join(json.dumps(r) + "\n" for r in rows))
     bar = tqdm(total=len(examples), initial=len(rows), desc=Path(file).stem, leave=False, mininterval=1)
     for first in range(len(rows), len(examples), chunk):
         part = examples[first : first + chunk]
@@ -146,8 +114,16 @@ def evaluate_file(
         for i, e in enumerate(part):
             own = texts[i * c.samples : (i + 1) * c.samples]
             strict = [int(rewards.verify(t, e.answer, strict=True)) for t in own]
-            done.append({"line": e.line, "prompt": e.prompt, "answer": e.answer, "completions": own,
-                         "correct": [int(v) for v in correct[i]], "strict": strict})  # fmt: skip
+            done.append(
+                {
+                    "line": e.line,
+                    "prompt": e.prompt,
+                    "answer": e.answer,
+                    "completions": own,
+                    "correct": [int(v) for v in correct[i]],
+                    "strict": strict,
+                }
+            )
         rows += done
         if path:
             with path.open("a", encoding="utf-8") as out:
@@ -180,8 +156,10 @@ def table(scores: list[dict]) -> str:
     head = f"{'file':<{width}} {'problems':>9} {one:>8} {'± s.e.':>8} {f'pass@{k}':>9} {'right: lenient':>15} {'strict':>8}"
     lines = [head, "─" * len(head)]
     for s in scores:
-        lines.append(f"{s['file'] + (' (OOD)' if s['ood'] else ''):<{width}} {s['problems']:>9} {s['pass_at_1']:>8.1%} "
-                     f"{s['standard_error']:>8.1%} {s['pass_at_k']:>9.1%} {s['right']:>15} {s['right_strict']:>8}")  # fmt: skip
+        lines.append(
+            f"{s['file'] + (' (OOD)' if s['ood'] else ''):<{width}} {s['problems']:>9} {s['pass_at_1']:>8.1%} "
+            f"{s['standard_error']:>8.1%} {s['pass_at_k']:>9.1%} {s['right']:>15} {s['right_strict']:>8}"
+        )
     for ood, name in ((False, "weighted mean"), (True, "weighted mean (OOD)")):
         part = [s for s in scores if s["ood"] == ood]
         if len(part) > 1:
@@ -189,26 +167,22 @@ def table(scores: list[dict]) -> str:
             mean, best = (sum(s[key] * s["problems"] for s in part) / n for key in ("pass_at_1", "pass_at_k"))
             error = sum((s["standard_error"] * s["problems"] / n) ** 2 for s in part) ** 0.5
             right, strict = (sum(s[key] for s in part) for key in ("right", "right_strict"))
-            lines.append(
-                f"{name:<{width}} {n:>9} {mean:>8.1%} {error:>8.1%} {best:>9.1%} {right:>15} {strict:>8}"
-            )
+            lines.append(f"{name:<{width}} {n:>9} {mean:>8.1%} {error:>8.1%} {best:>9.1%} {right:>15} {strict:>8}")
     return "\n".join(lines)
 
 
 def main(c: EvaluateConfig) -> list[dict]:
-    device = runs.choose_device(c.device)
-    model, tokenizer = checkpoint.load(c.model, device, runs.choose_dtype(c.dtype, device))
-    threads = runs.set_threads(c.threads, model)
+    device = machine.choose_device(c.device)
+    model, tokenizer = checkpoint.load(c.model, device, machine.choose_dtype(c.dtype, device))
+    threads = machine.set_threads(c.threads, model)
     judge = verifier(c.verifier)
     for file in (*c.data, *c.ood):  # all of them, before hours go into the first
         read_examples(file, need=("prompt", "answer"))
-    keeping = (
-        runs.open_run(c.out, c, c.resume, free=("device", "threads", "show")) if c.out else nullcontext()
-    )
+    keeping = open_run(c.out, c, c.resume, free=("device", "threads", "show")) if c.out else nullcontext()
     with keeping:
-        runs.announce(runs.header(device, threads, model.head_weight.dtype))
+        log.announce(log.header(device, threads, model.head_weight.dtype))
         if not c.out:
-            runs.announce("completions aren't saved; --out DIR keeps them")
+            log.announce("completions aren't saved; --out DIR keeps them")
         scores = []
         for file in (*c.data, *c.ood):
             rows = evaluate_file(c, file, model, tokenizer, judge)
@@ -218,9 +192,7 @@ def main(c: EvaluateConfig) -> list[dict]:
             scores.append(summary(Path(file).stem, file in c.ood, rows))
         print(table(scores))
         if c.out:
-            runs.write_json(
-                Path(c.out) / "scores.json", {"scores": scores, "environment": runs.environment(device)}
-            )
+            files.write_json(Path(c.out) / "scores.json", {"scores": scores, "environment": log.environment(device)})
         return scores
 
 

@@ -19,10 +19,16 @@ from typing import Any
 
 # Hugging Face's configs of the models the paper trains
 MODELS = {
-    "Qwen2.5-7B": SimpleNamespace(layers=28, width=3584, mlp_width=18944, vocab_size=152064, heads=28, kv_heads=4, head_dim=128),
-    "Qwen2.5-14B": SimpleNamespace(layers=48, width=5120, mlp_width=13824, vocab_size=152064, heads=40, kv_heads=8, head_dim=128),
-    "Llama-3.2-3B": SimpleNamespace(layers=28, width=3072, mlp_width=8192, vocab_size=128256, heads=24, kv_heads=8, head_dim=128),
-}  # fmt: skip
+    "Qwen2.5-7B": SimpleNamespace(
+        layers=28, width=3584, mlp_width=18944, vocab_size=152064, heads=28, kv_heads=4, head_dim=128
+    ),
+    "Qwen2.5-14B": SimpleNamespace(
+        layers=48, width=5120, mlp_width=13824, vocab_size=152064, heads=40, kv_heads=8, head_dim=128
+    ),
+    "Llama-3.2-3B": SimpleNamespace(
+        layers=28, width=3072, mlp_width=8192, vocab_size=128256, heads=24, kv_heads=8, head_dim=128
+    ),
+}
 
 
 def forward_per_token(config: Any, seq_len: float) -> float:
@@ -42,13 +48,7 @@ def sft_step(config: Any, batch: float, seq_len: float) -> float:
 
 
 def rl_step(
-    config: Any,
-    prompts: float,
-    group: int,
-    seq_len: float,
-    *,
-    train_prompts: float | None = None,
-    rounds: float = 1.0,
+    config: Any, prompts: float, group: int, seq_len: float, *, train_prompts: float | None = None, rounds: float = 1.0
 ) -> float:
     """FLOPs of one RL step: every generated token costs one forward pass, every trained one three more.
 
@@ -63,9 +63,7 @@ def rl_step(
     return (rounds * prompts + 3 * trained) * group * seq_len * forward_per_token(config, seq_len)
 
 
-def mixed_step(
-    config: Any, prompts: float, group: float, on_len: float, experts: float, off_len: float
-) -> float:
+def mixed_step(config: Any, prompts: float, group: float, on_len: float, experts: float, off_len: float) -> float:
     """FLOPs of one LUFFY or SRFT step: `group` rollouts and `experts` trajectories a prompt, each of its mean length.
 
     Eq. 26: 4 [B G S_on + B N S_off] F_fwd; an expert trajectory is counted like a rollout. Prefix-RFT is counted as
@@ -77,7 +75,7 @@ def mixed_step(
 
 def upt_step(
     config: Any, prompts: float, group: float, on_len: float, trained_on: float, trained_off: float, off_len: float
-) -> float:  # fmt: skip
+) -> float:
     """FLOPs of one UPT step: every prompt is rolled out, then trains on its rollouts or on its expert.
 
     Eqs. 27-29: [B G S_on + 3 (N_on S_on + N_off S_off)] F_fwd, with N_on rollouts and N_off experts trained in the step.

@@ -8,7 +8,8 @@ import sys
 import time
 from dataclasses import dataclass
 
-from nanopcf import checkpoint, config, runs
+from nanopcf import checkpoint
+from nanopcf.run import config, log, machine
 from nanopcf.sampler import Sampler
 from nanopcf.tokenizer import TextTokenizer
 
@@ -48,9 +49,7 @@ class Typist:
             self.printed = len(text)
 
 
-def answer(
-    c: GenerateConfig, sampler: Sampler, tokenizer: TextTokenizer, prompt: list[int], seed: int
-) -> str:
+def answer(c: GenerateConfig, sampler: Sampler, tokenizer: TextTokenizer, prompt: list[int], seed: int) -> str:
     """Generate and print; one sample is streamed, several are printed whole. Returns the first."""
     began = time.perf_counter()
     typist = Typist(tokenizer) if c.samples == 1 else None
@@ -70,14 +69,14 @@ def answer(
     else:
         print("\n".join(texts))
     made = sum(len(done.tokens) for done in completions)
-    runs.announce(f"({made} tokens, {made / (time.perf_counter() - began):.1f} a second)")
+    log.announce(f"({made} tokens, {made / (time.perf_counter() - began):.1f} a second)")
     return texts[0]
 
 
 def main(c: GenerateConfig) -> None:
-    device = runs.choose_device(c.device)
-    model, tokenizer = checkpoint.load(c.model, device, runs.choose_dtype(c.dtype, device))
-    runs.set_threads(c.threads, model)
+    device = machine.choose_device(c.device)
+    model, tokenizer = checkpoint.load(c.model, device, machine.choose_dtype(c.dtype, device))
+    machine.set_threads(c.threads, model)
     sampler = Sampler(model, slots=c.samples, max_length=model.config.max_length)
     if not c.chat:
         answer(c, sampler, tokenizer, tokenizer.encode_prompt(c.prompt), c.seed)

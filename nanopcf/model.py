@@ -39,9 +39,7 @@ class ModelConfig:
     mlp_width: int = 176  # SwiGLU's inner width
     max_length: int = 256  # the longest sequence, in tokens
     rope_theta: float = 10_000.0
-    rope_factor: float = (
-        1.0  # Llama 3's stretching of the slow rotations (1: none), and its three other numbers
-    )
+    rope_factor: float = 1.0  # Llama 3's stretching of the slow rotations (1: none), and its three other numbers
     rope_low_freq: float = 1.0
     rope_high_freq: float = 4.0
     rope_original_length: int = 8192
@@ -52,9 +50,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         sizes = dict.fromkeys(("vocab_size", "width", "heads", "kv_heads", "mlp_width"), 2**24)
-        for name, most in (
-            sizes | dict(layers=1000, max_length=2**22)
-        ).items():  # more is a broken file, not a model
+        for name, most in (sizes | dict(layers=1000, max_length=2**22)).items():  # more is a broken file, not a model
             value = getattr(self, name)
             if not isinstance(value, int) or not 1 <= value <= most:
                 raise ValueError(f"model: {name} must be a whole number from 1 to {most}, got {value}")
@@ -63,9 +59,7 @@ class ModelConfig:
                 raise ValueError(f"model: {name} must be above 0 and finite, got {getattr(self, name)}")
         if self.head_dim == 0:
             if self.width % self.heads:
-                raise ValueError(
-                    f"model: heads ({self.heads}) must divide width ({self.width}), or set head_dim"
-                )
+                raise ValueError(f"model: heads ({self.heads}) must divide width ({self.width}), or set head_dim")
             object.__setattr__(self, "head_dim", self.width // self.heads)
         if not isinstance(self.head_dim, int) or self.head_dim % 2 or not 2 <= self.head_dim <= 2**16:
             raise ValueError(f"model: head_dim must be even for rotary positions, got {self.head_dim}")
@@ -144,9 +138,7 @@ class Attention(nn.Module):
         qkv = self.qkv(x).view(B, T, -1, self.head_dim)  # (B, T, H + 2 KV, hd)
         qk, v = qkv.split((self.heads + self.kv_heads, self.kv_heads), dim=2)
         if self.q_norm is not None:  # one operation for both
-            scale = torch.cat(
-                (self.q_norm.weight.expand(self.heads, -1), self.k_norm.weight.expand(self.kv_heads, -1))
-            )
+            scale = torch.cat((self.q_norm.weight.expand(self.heads, -1), self.k_norm.weight.expand(self.kv_heads, -1)))
             qk = F.rms_norm(qk, (self.head_dim,), eps=self.q_norm.eps) * scale
         q, k = rotate(qk, *rope).split((self.heads, self.kv_heads), dim=2)
         if store is None:
@@ -158,12 +150,7 @@ class Attention(nn.Module):
             if x.is_cuda and (mask is not None or x.dtype == torch.float32):
                 k, v = (t.repeat_interleave(self.heads // self.kv_heads, dim=1) for t in (k, v))
             y = F.scaled_dot_product_attention(
-                q.transpose(1, 2),
-                k,
-                v,
-                attn_mask=mask,
-                is_causal=mask is None,
-                enable_gqa=self.heads != k.shape[1],
+                q.transpose(1, 2), k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=self.heads != k.shape[1]
             )
             return self.out(y.transpose(1, 2).reshape(B, T, -1))
         # decoding: the query heads of a key head are rows of one product, and no key is repeated
@@ -239,9 +226,7 @@ class Transformer(nn.Module):
         Raises ValueError on a CPU without a C++ compiler.
         """
         compilers = (os.environ.get("CXX"), "g++", "c++", "clang++")
-        if self.head_weight.device.type == "cpu" and not any(
-            shutil.which(name) for name in compilers if name
-        ):
+        if self.head_weight.device.type == "cpu" and not any(shutil.which(name) for name in compilers if name):
             raise ValueError("--compile needs a C++ compiler on a CPU: install g++, or leave the flag out")
         # with and without a mask, a gradient, a second row ...: past the limit a block would silently run uncompiled
         limit = "recompile_limit" if hasattr(torch._dynamo.config, "recompile_limit") else "cache_size_limit"
@@ -296,9 +281,7 @@ class Transformer(nn.Module):
             if T == 1 or T < S:  # else every row begins at 0: plain causal
                 hidden_keys = torch.arange(S, device=tokens.device) > positions[:, :, None]  # (B, T, S)
                 # floats, made once: from bools every layer would make its own
-                mask = torch.zeros_like(hidden_keys, dtype=self.head_weight.dtype).masked_fill_(
-                    hidden_keys, -torch.inf
-                )
+                mask = torch.zeros_like(hidden_keys, dtype=self.head_weight.dtype).masked_fill_(hidden_keys, -torch.inf)
                 mask = mask.unsqueeze(1)
             places = kv_cache.places(positions)
         x = self.embedding(tokens)

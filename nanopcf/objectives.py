@@ -226,9 +226,7 @@ def prefix_share(progress: float, uniform: float) -> float:
     return low + (0.95 - low) * uniform
 
 
-def clip_stats(
-    logprob: Tensor, old_logprob: Tensor, advantage: Tensor, recipe: Recipe
-) -> tuple[Tensor, Tensor]:
+def clip_stats(logprob: Tensor, old_logprob: Tensor, advantage: Tensor, recipe: Recipe) -> tuple[Tensor, Tensor]:
     """Where the clip takes the gradient away, (low, high) bool: A < 0 and r < 1 - low; A > 0 and r > 1 + high."""
     ratio = torch.exp(logprob - old_logprob)
     return (advantage < 0) & (ratio < 1 - recipe.clip_low), (advantage > 0) & (ratio > 1 + recipe.clip_high)
@@ -284,7 +282,7 @@ RECIPES = {
     "cispo": Recipe(advantage="std", policy_loss="capped"),
     "rloo": Recipe(advantage="rloo", clip_low=NO_CLIP, clip_high=NO_CLIP),
     "tis": Recipe(sampler_cap=2.0, entropy_coef=0.001),
-}  # fmt: skip
+}
 
 
 class Terms(NamedTuple):

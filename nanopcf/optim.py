@@ -12,7 +12,9 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from nanopcf import parallel
+from nanopcf.run import parallel
+
+SCHEDULES = ("constant", "cosine")
 
 
 def add_gradient(master: Tensor, parameter: Tensor) -> None:
@@ -71,9 +73,7 @@ class Optimizer:
     @torch.no_grad()
     def load(self, tensors: dict[str, Tensor]) -> None:
         """What `tensors` gave, into an optimizer of the same model. Raises ValueError when it is another's."""
-        shapes = {
-            f"{i}.{name}": m.shape for i, m in enumerate(self.masters) for name in ("exp_avg", "exp_avg_sq")
-        }
+        shapes = {f"{i}.{name}": m.shape for i, m in enumerate(self.masters) for name in ("exp_avg", "exp_avg_sq")}
         shapes |= {f"{i}.step": torch.Size() for i in range(len(self.masters))}
         if not any(k.endswith(".step") for k in tensors):  # before the first step there are none
             shapes = {}
@@ -84,9 +84,7 @@ class Optimizer:
             if k not in shapes or k not in tensors or tensors[k].shape != shapes[k]
         ]
         if wrong:
-            raise ValueError(
-                f"not the optimizer of this model: {min(wrong)!r} is missing, extra or of another shape"
-            )
+            raise ValueError(f"not the optimizer of this model: {min(wrong)!r} is missing, extra or of another shape")
         state: dict[int, dict[str, Tensor]] = {}
         for key, value in tensors.items():
             i, name = key.split(".")
@@ -95,3 +93,13 @@ class Optimizer:
             else:
                 state.setdefault(int(i), {})[name] = value
         self.adamw.load_state_dict({"state": state, "param_groups": self.adamw.state_dict()["param_groups"]})
+
+
+def learning_rate(step: int, progress: float, *, peak: float, warmup: int, schedule: str) -> float:
+    """Learning rate of optimizer step `step` (from 0) at `progress` (0 to 1) of the run: linear warm-up, then constant or a
+    cosine down to a tenth of the peak."""
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    if schedule == "constant":
+        return peak
+    return peak * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))

@@ -33,9 +33,7 @@ def classify(
       run can tell that it was not (see `saturated`).
     """
     if len(steps) != len(val_losses):
-        raise ValueError(
-            f"{len(steps)} steps but {len(val_losses)} validation losses: need one loss per step"
-        )
+        raise ValueError(f"{len(steps)} steps but {len(val_losses)} validation losses: need one loss per step")
     if any(after <= before for before, after in itertools.pairwise(steps)):
         raise ValueError(f"steps must strictly increase, got {list(steps)}")
     if not 0 <= delta < delta2:

@@ -11,11 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nanopcf import flops
-from nanopcf.model import ModelConfig
+from nanopcf import flops, rewards
+from nanopcf.data import PLAIN, Example, Format
+from nanopcf.model import ModelConfig, Transformer
 from nanopcf.objectives import Recipe, has_signal, prefix_share
 from nanopcf.rewards import verify
 from nanopcf.sampler import Completion, Sampler
+from nanopcf.tokenizer import TextTokenizer
 
 
 @dataclass(frozen=True)
@@ -131,3 +133,35 @@ def step_flops(config: ModelConfig, recipe: Recipe, seen: list[Group], trained: 
         )
     every = [length(g, r) for g in seen for r in g.rollouts]
     return flops.rl_step(config, len(seen), len(seen[0].rollouts), mean(every), train_prompts=len(trained))
+
+
+def complete(
+    model: Transformer,
+    tokenizer: TextTokenizer,
+    examples: list[Example],
+    *,
+    format: Format = PLAIN,
+    samples: int = 1,
+    temperature: float = 0.7,
+    top_p: float = 1.0,
+    max_new_tokens: int,
+    slots: int = 256,
+    seed: int = 0,
+    places: Sequence[int] | None = None,
+    judge=rewards.verify,
+) -> tuple[np.ndarray, list[str]]:
+    """(correct [problems, samples] of 0/1, responses as text, problem by problem)."""
+    sampler = Sampler(model, slots=slots, max_length=model.config.max_length)
+    completions = sampler.generate(
+        [format.prompt(e, tokenizer) for e in examples],
+        n=samples,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        stop_ids=tokenizer.stop_ids,
+        seed=seed,
+        places=places,
+    )
+    texts = [tokenizer.decode(c.tokens) for c in completions]
+    correct = [judge(t, examples[c.prompt_index].answer) for t, c in zip(texts, completions, strict=True)]
+    return np.array(correct).reshape(len(examples), samples), texts

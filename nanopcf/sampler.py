@@ -26,8 +26,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nanopcf import runs
 from nanopcf.model import KVCache, Transformer
+from nanopcf.run import machine
+from nanopcf.run.cuda_graphs import Replay, graph_capture
 
 PREFILL = 32  # prompts that go through the model together
 
@@ -75,9 +76,7 @@ def sample(logits: Tensor, uniform: Tensor, temperature: float, top_p: float) ->
         logprob = torch.empty_like(logprob).scatter_(-1, order, ordered)
     cdf = logprob.exp().cumsum(-1)
     # scaled by the last entry, since a float32 sum seldom ends at 1 exactly
-    token = torch.searchsorted(cdf, (uniform * cdf[:, -1])[:, None], right=True).clamp_(
-        max=logits.shape[-1] - 1
-    )
+    token = torch.searchsorted(cdf, (uniform * cdf[:, -1])[:, None], right=True).clamp_(max=logits.shape[-1] - 1)
     return token.squeeze(-1), logprob.gather(-1, token).squeeze(-1)
 
 
@@ -85,7 +84,7 @@ def slots_that_fit(model: Transformer, length: int) -> int:
     """Sequences of `length` tokens whose keys and values take a quarter of the free memory; 1 to 256."""
     c, dtype = model.config, model.head_weight.dtype
     row = 2 * c.layers * c.kv_heads * c.head_dim * length * dtype.itemsize
-    return int(min(256, max(1, runs.free_memory(model.head_weight.device) // 4 // row)))
+    return int(min(256, max(1, machine.free_memory(model.head_weight.device) // 4 // row)))
 
 
 class Sampler:
@@ -127,9 +126,7 @@ class Sampler:
         if n < 1 or min(limits, default=1) < 1:
             raise ValueError(f"sampler: n and max_new_tokens must be at least 1, got {n} and {min(limits)}")
         if not 0 < top_p <= 1 or temperature < 0:
-            raise ValueError(
-                f"sampler: need 0 < top_p <= 1 and temperature >= 0, got {top_p} and {temperature}"
-            )
+            raise ValueError(f"sampler: need 0 < top_p <= 1 and temperature >= 0, got {top_p} and {temperature}")
         for i, p in enumerate(prompts):
             if not 0 < len(p) < self.max_length:
                 raise ValueError(
@@ -241,9 +238,7 @@ class Sampler:
         tokens, logprobs = out_tokens.tolist(), out_logprobs.tolist()
         return [
             Completion(i // n, tokens[i][:k], logprobs[i][:k], "stop" if stopped else "length")
-            for i, (k, stopped) in enumerate(
-                zip(out_length.tolist()[:-1], out_stopped.tolist()[:-1], strict=True)
-            )
+            for i, (k, stopped) in enumerate(zip(out_length.tolist()[:-1], out_stopped.tolist()[:-1], strict=True))
         ]
 
     def _prefill(self, prompts: list[list[int]]) -> tuple[KVCache, Tensor]:
@@ -264,49 +259,5 @@ class Sampler:
             )
             rows = torch.tensor(part, device=device)
             cache.keys[:, rows, :, :W], cache.values[:, rows, :, :W] = own.keys, own.values
-            last[rows] = hidden[
-                torch.arange(len(part), device=device), torch.tensor(lengths, device=device) - 1
-            ]
+            last[rows] = hidden[torch.arange(len(part), device=device), torch.tensor(lengths, device=device) - 1]
         return cache, last
-
-
-class Replay:
-    """step(rows, S) with both rounded up to a few values, so that a captured step can be replayed.
-
-    The first call of a pair runs as it is (which also warms the libraries up), the second is captured. Rows beyond the
-    live ones are idle: what they draw goes to a row of the output that nobody reads.
-    """
-
-    def __init__(self, step: Callable[[int, int], None], capture: Callable, slots: int, length: int) -> None:
-        self.step, self.capture, self.slots, self.length = step, capture, slots, length
-        self.captured: dict[tuple[int, int], Callable[[], None] | None] = {}
-
-    def __call__(self, live: int, S: int) -> None:
-        rows = self.slots
-        while rows // 2 >= live:
-            rows //= 2
-        # lengths an eighth to a quarter apart: neither a capture every few steps nor much work in vain
-        apart = max(64, 2 ** S.bit_length() // 8)
-        S = min(self.length, -(-S // apart) * apart)
-        key = (rows, S)
-        if key not in self.captured:
-            self.captured[key] = None
-            self.step(rows, S)
-            return
-        if self.captured[key] is None:
-            self.captured[key] = self.capture(lambda: self.step(rows, S))
-        self.captured[key]()
-
-
-def graph_capture() -> Callable[[Callable[[], None]], Callable[[], None]]:
-    """capture(work) -> a CUDA graph of it: capturing runs nothing, replaying costs one launch. All graphs that one capture
-    makes keep their temporaries in the same memory: none of them outlives its replay."""
-    pool = torch.cuda.graph_pool_handle()
-
-    def capture(work: Callable[[], None]) -> Callable[[], None]:
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
-            work()
-        return graph.replay
-
-    return capture

@@ -46,11 +46,7 @@ class Lore:
             for a in range(10):
                 for b in range(10):
                     for carry in (0, 1):
-                        unknown, share, shift = (
-                            rng.random() >= known,
-                            rng.uniform(0.8, 1),
-                            rng.integers(1, 10),
-                        )
+                        unknown, share, shift = (rng.random() >= known, rng.uniform(0.8, 1), rng.integers(1, 10))
                         fact = (op, a, b, carry)
                         if unknown:
                             self.mistake[fact] = (share, (true_fact(fact)[1] + int(shift)) % 10)

@@ -2,21 +2,13 @@
 
 A prompt and its trajectory are encoded *apart* and joined as ids, so that the boundary between what is given and
 what is trained never moves. The end token is part of the answer: `encode_answer` appends it.
-
-    python -m nanopcf.tokenizer show --model DIR --data F.jsonl     training examples, the trained tokens coloured
 """
 
 import json
-import os
-import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-
-from nanopcf import config
-from nanopcf.runs import read_json
 
 NANO_ALPHABET = "0123456789+-*= "
 END = "<end>"
@@ -87,9 +79,7 @@ class TextTokenizer:
         environment = ImmutableSandboxedEnvironment(
             trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
         )
-        environment.filters["tojson"] = lambda value, indent=None: json.dumps(
-            value, ensure_ascii=False, indent=indent
-        )
+        environment.filters["tojson"] = lambda value, indent=None: json.dumps(value, ensure_ascii=False, indent=indent)
         environment.globals["raise_exception"] = raise_exception
         environment.globals["strftime_now"] = lambda form: time.strftime(form)
         try:
@@ -116,91 +106,3 @@ def nano_tokenizer() -> TextTokenizer:
     tokenizer.decoder = decoders.Fuse()
     tokenizer.add_special_tokens([END])
     return TextTokenizer(tokenizer)
-
-
-def load_tokenizer(folder: Path, eos_token_id: int | list[int] | None = None) -> TextTokenizer:
-    """Reads folder/tokenizer.json, and the end tokens: tokenizer_config.json names the one that is trained, config.json
-    (`eos_token_id`) and generation_config.json those that stop generation. Raises ValueError when one is missing."""
-    path = folder / "tokenizer.json"
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file; a model folder needs its tokenizer")
-    try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises bare Exception
-        raise ValueError(f"{path}: not a tokenizer file ({error})") from error
-    stops = as_ids(eos_token_id)
-    if (folder / "generation_config.json").exists():
-        stops += as_ids(read_json(folder / "generation_config.json").get("eos_token_id"))
-    named = {}
-    if (folder / "tokenizer_config.json").exists():
-        named = read_json(folder / "tokenizer_config.json")
-    end = named.get("eos_token")
-    end = end.get("content") if isinstance(end, dict) else end
-    if end is None and stops:
-        end = tokenizer.id_to_token(stops[0])
-    if not isinstance(end, str) or tokenizer.token_to_id(end) is None:
-        raise ValueError(
-            f"{folder}: no end token of this tokenizer: eos_token in tokenizer_config.json is {end!r}"
-        )
-    template = named.get("chat_template")
-    if (folder / "chat_template.jinja").is_file():
-        try:
-            template = (folder / "chat_template.jinja").read_text(encoding="utf-8")
-        except UnicodeError as error:
-            raise ValueError(f"{folder / 'chat_template.jinja'}: not UTF-8 ({error})") from error
-    if isinstance(template, list):  # several, by name
-        several = [t for t in template if isinstance(t, dict)]
-        template = next((t.get("template") for t in several if t.get("name") == "default"), None)
-    stops = [i for i in stops if tokenizer.id_to_token(i) is not None]
-    bos = named.get("bos_token")
-    bos = bos.get("content") if isinstance(bos, dict) else bos
-    return TextTokenizer(
-        tokenizer, end, tuple(stops), template if isinstance(template, str) else None, bos or ""
-    )
-
-
-def as_ids(value: object) -> list[int]:
-    values = value if isinstance(value, list) else [value]
-    return [v for v in values if isinstance(v, int) and 0 <= v < 2**31]
-
-
-def show(tokenizer: TextTokenizer, tokens: list[int], prompt_length: int, colour: bool) -> str:
-    """A training sequence as text, a mark between two tokens: what is given, then what is trained (green, or in [[ ]])."""
-    vocabulary = tokenizer.tokenizer
-    pieces = [
-        vocabulary.decode([t], skip_special_tokens=False) or repr(vocabulary.id_to_token(t)) for t in tokens
-    ]
-    given, trained = ("\u00b7".join(p) for p in (pieces[:prompt_length], pieces[prompt_length:]))
-    return f"{given}\x1b[32m{trained}\x1b[0m" if colour else f"{given}[[{trained}]]"
-
-
-@dataclass(frozen=True)
-class ShowConfig:
-    model: str  # folder of the model whose tokenizer it is
-    data: str  # JSONL with prompt and trajectory
-    chat: bool = False  # put each prompt into the model's chat template
-    template: str = "{prompt}"  # text around each prompt
-    count: int = 1  # examples to show
-
-
-def main(c: ShowConfig) -> None:
-    from nanopcf.checkpoint import load_tokenizer_of
-    from nanopcf.data import Format, encode_examples, read_examples
-
-    tokenizer = load_tokenizer_of(c.model)
-    examples = read_examples(c.data, need=("prompt", "trajectory"))[: c.count]
-    form = Format(c.chat, c.template)
-    colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
-    for s in encode_examples(examples, tokenizer, sys.maxsize, c.data, format=form):
-        print(show(tokenizer, s.tokens, s.prompt_length, colour))
-        print(
-            f"({s.prompt_length} tokens given, {len(s.tokens) - s.prompt_length} trained)\n", file=sys.stderr
-        )
-
-
-if __name__ == "__main__":
-    if sys.argv[1:2] == ["show"]:
-        del sys.argv[1]
-    config.run_cli(
-        lambda: main(config.parse(ShowConfig, "Show training examples, the trained tokens coloured."))
-    )

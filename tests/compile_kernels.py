@@ -23,8 +23,8 @@ from triton.backends import nvidia  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
-from kernels.triton_logprob import dlogits_kernel, stats_kernel, tiling  # noqa: E402
-from kernels.triton_token_loss import scale_kernel  # noqa: E402
+from kernels.gpu.logprob import dlogits_kernel, stats_kernel, tiling  # noqa: E402
+from kernels.gpu.token_loss import scale_kernel  # noqa: E402
 
 NAMES = {
     torch.bfloat16: "bf16",
@@ -65,7 +65,9 @@ def main(archs: list[int]) -> None:
             options = {k: v for k, v in t.items() if k not in blocks}
             M, N, K = t["BLOCK_M"], t["BLOCK_N"], t["BLOCK_D"]
             operand = lambda a, b: f"tensordesc<{name}[{a},{b}]>" if t["TMA"] else f"*{name}"  # noqa: B023, E731
-            common = dict(x=operand(M, K), w=operand(N, K), y_ptr="*i64", lse_ptr="*fp32", N="i32", V="i32", D="i32", scale="fp32")  # fmt: skip
+            common = dict(
+                x=operand(M, K), w=operand(N, K), y_ptr="*i64", lse_ptr="*fp32", N="i32", V="i32", D="i32", scale="fp32"
+            )
             for entropy in (False, True):
                 for store in (False, True):
                     types = common | dict(z_y_ptr="*fp32", p_stride="i32")
@@ -77,8 +79,22 @@ def main(archs: list[int]) -> None:
             rows = dict(a_ptr="*fp32", b_ptr="*fp32", c_ptr="*fp32")
             types = common | rows | dict(dz_out=operand(M, N), dz_stride="i32")
             show("dlogits", arch, name, compiled(dlogits_kernel, arch, types, blocks, options))
-            types = rows | dict(p_ptr=f"*{name}", stride="i32", y_ptr="*i64", logprob_ptr="*fp32", lse_t_ptr="*fp32", lse_ptr="*fp32", N="i32", V="i32")  # fmt: skip
-            show("scale", arch, name, compiled(scale_kernel, arch, types, dict(BLOCK_N=N, BLOCK_V=4096), dict(num_warps=8)))  # fmt: skip
+            types = rows | dict(
+                p_ptr=f"*{name}",
+                stride="i32",
+                y_ptr="*i64",
+                logprob_ptr="*fp32",
+                lse_t_ptr="*fp32",
+                lse_ptr="*fp32",
+                N="i32",
+                V="i32",
+            )
+            show(
+                "scale",
+                arch,
+                name,
+                compiled(scale_kernel, arch, types, dict(BLOCK_N=N, BLOCK_V=4096), dict(num_warps=8)),
+            )
 
 
 def add(types: dict, constants: dict, name: str, type: str, there: bool) -> tuple[dict, dict]:

@@ -13,8 +13,9 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # the three scripts at the top, also when only the packages are installed
 
-from nanopcf import checkpoint, runs  # noqa: E402
+from nanopcf import checkpoint  # noqa: E402
 from nanopcf.model import ModelConfig, Transformer  # noqa: E402
+from nanopcf.run import machine  # noqa: E402
 from nanopcf.tokenizer import nano_tokenizer  # noqa: E402
 
 if not torch.cuda.is_available():
@@ -22,7 +23,7 @@ if not torch.cuda.is_available():
     # says which path is the default, which stays PyTorch: the tests of the kernels set it again.
     os.environ["TRITON_INTERPRET"] = "1"
     with contextlib.suppress(ImportError):
-        import kernels.triton_token_loss  # noqa: F401
+        import kernels.gpu.token_loss  # noqa: F401
     del os.environ["TRITON_INTERPRET"]
 
 torch.set_num_threads(1)  # small tensors: a second thread costs more than it brings
@@ -38,7 +39,7 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(autouse=True)
 def one_core(monkeypatch):
     """Runs without --threads probe for them: here they find one, so that a test's numbers don't depend on the moment."""
-    monkeypatch.setattr(runs, "cores", lambda: 1)
+    monkeypatch.setattr(machine, "cores", lambda: 1)
 
 
 @pytest.fixture
@@ -69,7 +70,8 @@ def run_script(*arguments: str) -> subprocess.CompletedProcess:
     script, *rest = arguments
     if script == "-m":
         script, *rest = rest
-        script = script.replace(".", "/") + ".py"
+        script = script.replace(".", "/")
+        script += "/__main__.py" if (ROOT / script).is_dir() else ".py"
     before, code = sys.argv, 0
     sys.argv = [script, *rest]
     with contextlib.redirect_stdout(said), contextlib.redirect_stderr(complained):

@@ -9,7 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nanopcf import ceiling, curves
+from nanopcf import ceiling
+from nanopcf.ceiling import curves
+from nanopcf.ceiling.law import B_RANGE, grid, law_at, least_squares, shape
+from nanopcf.ceiling.posterior import NOISE, posterior
+from nanopcf.ceiling.published import bootstrap, fit_paper
+from nanopcf.ceiling.robust import noise_sd
 
 PAPER = Path(__file__).parents[2] / "shared" / "paper"
 X = np.linspace(1e12 / 14, 1e12, 14)
@@ -57,14 +62,14 @@ def test_least_squares_beats_brute_force() -> None:
     rng = np.random.default_rng(3)
     c, b, top, e = np.meshgrid(
         np.geomspace(X[0] / 10, X[-1], 24), np.geomspace(0.4, 4, 16), np.linspace(0.4, 1, 41), np.linspace(0, 0.2, 11)
-    )  # fmt: skip
+    )
     g = 1 / (1 + (c[..., None] / X) ** b[..., None])
     for a, offset in ((0.45, 0.0), (0.6, 0.05), (0.95, 0.1)):
         y = measured(law(X, 0.4 + offset, a, 3e11, 1.2), rng)
         errors = (((0.4 + e)[..., None] * (1 - g) + top[..., None] * g - y) ** 2).sum(-1)
         for free, brute in ((False, errors[e == 0].min()), (True, errors.min())):
-            found = ceiling.least_squares(X, y, 0.4, 1.0, free_offset=free)
-            assert ((ceiling.law_at(X, found) - y) ** 2).sum() <= brute + 1e-9
+            found = least_squares(X, y, 0.4, 1.0, free_offset=free)
+            assert ((law_at(X, found) - y) ** 2).sum() <= brute + 1e-9
             assert found[0] >= 0.4 and (free or found[0] == 0.4)
 
 
@@ -73,14 +78,14 @@ def test_posterior_equals_brute_force_integration() -> None:
     rng = np.random.default_rng(1)
     x, p = np.linspace(10, 120, 9), 70.0
     y = law(x, p, 77, 25, 1.2) + 0.4 * rng.normal(size=9)
-    interval, best, _ = ceiling.posterior(x, y, p, 100.0)
+    interval, best, _ = posterior(x, y, p, 100.0)
     points, scores = np.append(0, x), np.append(p, y)
-    spread = ceiling.noise_sd(scores)
-    c_mid, b = ceiling.grid((10 / 3, 3 * 120), ceiling.B_RANGE, (36, 12))
-    g = ceiling.shape(points, c_mid, b)  # (K, n)
+    spread = noise_sd(scores)
+    c_mid, b = grid((10 / 3, 3 * 120), B_RANGE, (36, 12))
+    g = shape(points, c_mid, b)  # (K, n)
     a, s = np.linspace(70, 100, 121), np.linspace(67, 73, 49)
     total = np.zeros(len(a))
-    for tau, ell in ceiling.NOISE:
+    for tau, ell in NOISE:
         cov = np.eye(10) + tau**2 * np.exp(-np.abs(points[:, None] - points) / (ell * 120))
         white = np.linalg.inv(np.linalg.cholesky(cov))
         for i, top in enumerate(a):
@@ -159,7 +164,9 @@ def test_stop_at_is_where_the_law_says() -> None:
     by_hand = 12 * (10 / 1 - 1) ** (1 / 1.5)  # 10 (1 - g) = 1
     assert f.stop_at(1.0) == pytest.approx(by_hand, rel=0.25)
     from_zero = np.append(0.0, x)  # a curve may hold its own point at 0
-    assert ceiling.fit(from_zero, law(from_zero, 60, 70, 12, 1.5), 60.0).stop_at(1.0) == pytest.approx(by_hand, rel=0.25)  # fmt: skip
+    assert ceiling.fit(from_zero, law(from_zero, 60, 70, 12, 1.5), 60.0).stop_at(1.0) == pytest.approx(
+        by_hand, rel=0.25
+    )
     assert f.stop_at() == f.stop_at(1.0) and f.stop_at(2.0) < f.stop_at(1.0)
     rising = ceiling.fit(x, law(x, 60, 90, 400, 1.0), 60.0)
     assert rising.status == "still rising" and rising.stop_at(0.1) is None
@@ -169,27 +176,27 @@ def test_the_published_procedure() -> None:
     """Its options do what they say: points chosen by hand, an offset, trimming; C_mid no larger than the compute seen."""
     x = np.linspace(3, 200, 60)
     y = law(x, 73, 77, 40, 2.0) + 0.05 * np.cos(9 * np.arange(60))
-    f = ceiling.fit_paper(x, y, 70.0, free_offset=True, last=50)
+    f = fit_paper(x, y, 70.0, free_offset=True, last=50)
     assert f.epsilon == pytest.approx(3, abs=0.1) and f.a_post == pytest.approx(77, abs=0.2)
     assert f.kept[:50].sum() > 45 and not f.kept[50:].any() and f.rmse_heldout < 0.2
-    assert ceiling.fit_paper(x, y, 70.0).epsilon == 0
+    assert fit_paper(x, y, 70.0).epsilon == 0
     y[20:26] -= 3
-    trimmed = ceiling.fit_paper(x, y, 70.0, free_offset=True, tau=1e9, lts_alpha=0.75, last=60)
+    trimmed = fit_paper(x, y, 70.0, free_offset=True, tau=1e9, lts_alpha=0.75, last=60)
     assert trimmed.a_post == pytest.approx(77, abs=0.2) and not trimmed.kept[20:26].any()
     assert trimmed.kept.sum() == 45 and trimmed.rmse_heldout is None
-    rising = ceiling.fit_paper(x, law(x, 60, 90, 400, 1.0), 60.0, last=40)
+    rising = fit_paper(x, law(x, 60, 90, 400, 1.0), 60.0, last=40)
     assert rising.c_mid <= x[39] * 1.0001 and math.isnan(rising.interval[0]) and rising.status == "paper"
     with pytest.raises(ValueError, match="fewer than the 4"):
-        ceiling.fit_paper(x, y, 70.0, first=57)
+        fit_paper(x, y, 70.0, first=57)
 
 
 def test_bootstrap_spreads_like_the_noise() -> None:
     """No residuals, no spread; and on a saturated curve with white noise about the standard error of a mean."""
     x = np.linspace(3, 200, 60)
     exact = law(x, 60, 70, 10, 2.0)
-    assert np.ptp(ceiling.bootstrap(x, exact, 60.0, refits=50)) < 0.1
+    assert np.ptp(bootstrap(x, exact, 60.0, refits=50)) < 0.1
     noisy = exact + np.random.default_rng(0).normal(size=60) * 0.5
-    found = ceiling.bootstrap(x, noisy, 60.0)
+    found = bootstrap(x, noisy, 60.0)
     assert found.shape == (1000,) and 0.03 < found.std() < 0.3 and abs(np.median(found) - 70) < 0.4
 
 
@@ -225,27 +232,19 @@ GOOD = rows("good", law(X, 0.4, 0.7, 1e11, 1.7))
 
 def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file, out, figure = tmp_path / "c.csv", tmp_path / "o.json", tmp_path / "o.png"
-    file.write_text(
-        HEADER + GOOD + rows("good", law(X, 0.4, 0.9, 2e12, 1.0), step=20) + "base,0,0,sft,0,0.1\n"
-    )
+    file.write_text(HEADER + GOOD + rows("good", law(X, 0.4, 0.9, 2e12, 1.0), step=20) + "base,0,0,sft,0,0.1\n")
     assert curves.main([str(file), "--json", str(out), "--plot", str(figure), "--holdout"]) == 0
     first, second = json.loads(out.read_text())  # the base model has no RL: no branch
     names = "dataset sft_step x_sft a_post pl_rl c_mid b epsilon p_sft a_post_low a_post_high rmse_fit"
     assert set(first) == {*names.split(), *"rmse_heldout status stop_at outliers holdout".split()}
     assert first["a_post"] == pytest.approx(0.7, abs=5e-3) and first["status"] == "saturated"
-    assert second["status"] == "still rising" and [h["fraction"] for h in second["holdout"]] == [
-        0.3,
-        0.5,
-        0.7,
-    ]
+    assert second["status"] == "still rising" and [h["fraction"] for h in second["holdout"]] == [0.3, 0.5, 0.7]
     assert figure.stat().st_size > 10_000
     text = capsys.readouterr().out
     assert "saturated" in text and ">=" in text and "first  50%" in text
 
     settings = tmp_path / "s.csv"
-    settings.write_text(
-        "dataset,sft_step,outlier_threshold,lts_alpha,released_train_end\ngood,10,2.5,0.75,9\n"
-    )
+    settings.write_text("dataset,sft_step,outlier_threshold,lts_alpha,released_train_end\ngood,10,2.5,0.75,9\n")
     options = [str(file), "--method", "paper", "--settings", str(settings), "--json", str(out)]
     assert curves.main(options) == 0
     assert json.loads(out.read_text())[0]["outliers"] > 5  # five points held out, and a quarter trimmed
@@ -265,10 +264,14 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
         ("few,3,5.0,sft,5,0.5\nfew,3,5.0,rl,1,0.5\n", "row 17: branch few, step 3: 1 points", 1),
         (rows("twice", X / 2e12).replace(str(X[5]), str(X[4])), "row 23: x is", 1),
         ("good,10,5.0,sft,5.0,0.5\n", "row 17: a second sft row", 0),
-        (rows("percent", 70 + X / 1e12, step=1).replace("5.0,0.4", "5.0,70"), "row 2: branch good, step 10: scores up to", 1),
+        (
+            rows("percent", 70 + X / 1e12, step=1).replace("5.0,0.4", "5.0,70"),
+            "row 2: branch good, step 10: scores up to",
+            1,
+        ),
         (rows("mixed", np.r_[[70.0] * 13, 0.7], step=1).replace("5.0,0.4", "5.0,70"), "fractions mixed", 0),
     ],
-)  # fmt: skip
+)
 def test_a_bad_branch_costs_only_itself(tmp_path, capsys, text: str, message: str, branches: int) -> None:
     """One sentence with the row, exit code 2, and the other branches reported all the same."""
     file, out = tmp_path / "c.csv", tmp_path / "o.json"
@@ -321,7 +324,7 @@ def test_the_published_procedure_reproduces_table_4(published) -> None:
     off = []
     for key, b in branches.items():
         if key in table:
-            f = ceiling.fit_paper(b.x, b.y, b.p_sft, **settings[key if key[1] else curves.BASE])
+            f = fit_paper(b.x, b.y, b.p_sft, **settings[key if key[1] else curves.BASE])
             off.append(abs(f.a_post - table[key]))
     assert len(off) == 16 and np.median(off) < 0.3 and sum(d <= 1 for d in off) >= 14
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from conftest import write_rows
 
-from nanopcf import clean
 from nanopcf.data import read_examples
+from nanopcf.tools import clean
 
 
 def jaccard(a: set, b: set) -> float:
@@ -44,9 +44,7 @@ def test_contaminated_by_brute_force():
         w = rng.choice(evaluation).split()
         texts.append(" ".join([*rng.choices(vocabulary, k=rng.randint(0, 8)), *w[rng.randrange(len(w)) :]]))
     known = [clean.ngrams(t, clean.EVAL_GRAM) for t in evaluation]
-    share = [
-        max(len(s & k) / len(s) for k in known) for s in (clean.ngrams(t, clean.EVAL_GRAM) for t in texts)
-    ]
+    share = [max(len(s & k) / len(s) for k in known) for s in (clean.ngrams(t, clean.EVAL_GRAM) for t in texts)]
     expected = [i for i, s in enumerate(share) if s >= 0.5]
     assert expected and clean.contaminated(texts, evaluation, 0.5) == expected
 
@@ -72,12 +70,8 @@ def test_the_command_drops_and_counts(tmp_path, monkeypatch, capsys):
         long + " seventeen",
         "What is the sum of three and four in all, please, now",
     ]
-    train = write_rows(
-        tmp_path / "train.jsonl", [dict(prompt=p, answer="1", source=i) for i, p in enumerate(prompts)]
-    )
-    test = write_rows(
-        tmp_path / "test.jsonl", [dict(prompt="What is the sum of three and four in all, please?")]
-    )
+    train = write_rows(tmp_path / "train.jsonl", [dict(prompt=p, answer="1", source=i) for i, p in enumerate(prompts)])
+    test = write_rows(tmp_path / "test.jsonl", [dict(prompt="What is the sum of three and four in all, please?")])
     run(monkeypatch, train, "--out", str(tmp_path / "out.jsonl"), "--against", test)
     left = read_examples(tmp_path / "out.jsonl")
     assert [e.prompt for e in left] == ["How many?", long] and left[1].meta == {"source": 2}

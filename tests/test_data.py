@@ -5,20 +5,12 @@ import numpy as np
 import pytest
 import torch
 
-from nanopcf.data import (
-    IGNORE,
-    Format,
-    Sequence,
-    batch_indices,
-    check_disjoint,
-    encode_examples,
-    pack,
-    read_examples,
-    write_jsonl,
-)
+from nanopcf.data import Format, check_disjoint, encode_examples, read_examples, write_jsonl
+from nanopcf.packing import IGNORE, Sequence, batch_indices, pack
 from nanopcf.rewards import final_answer, verify
 from nanopcf.tasks import FAMILIES, LEVELS, Lore, make_examples, true_fact
-from nanopcf.tokenizer import nano_tokenizer, show
+from nanopcf.tokenizer import nano_tokenizer
+from nanopcf.tools.show import show
 
 
 def random_sequences(count: int) -> list[Sequence]:
@@ -68,9 +60,7 @@ def test_tasks_are_right_by_python_arithmetic(family):
             value, working = text[:2], [text[:2]]
             for i in range(2, len(text), 3):
                 op = {"+": int.__add__, "-": int.__sub__, "*": int.__mul__}[text[i]]
-                value = "".join(
-                    str(op(int(a), int(b)) % 10) for a, b in zip(value, text[i + 1 : i + 3], strict=True)
-                )
+                value = "".join(str(op(int(a), int(b)) % 10) for a, b in zip(value, text[i + 1 : i + 3], strict=True))
                 working.append(value)
             assert e.trajectory == " ".join(working) + "=" + value and e.answer == value
         else:
@@ -142,10 +132,7 @@ def test_jsonl_round_trip(tmp_path):
         (b'{"prompt": " \\n "}\n', "line 1: 'prompt' is empty"),
         (b'{"prompt": "a", "answer": 5}\n', "line 1: 'answer' must be a string, found 5"),
         (b'{"question": "a", "answer": ["5", "6"]}\n', "line 1: 'answer' must be a string, found ['5', '6']"),
-        (
-            b'{"prompt": "a", "reward_model": {"ground_truth": [4]}}\n',
-            "line 1: 'answer' must be a string, found [4]",
-        ),
+        (b'{"prompt": "a", "reward_model": {"ground_truth": [4]}}\n', "line 1: 'answer' must be a string, found [4]"),
         (b'{"prompt": "a", "completion": 3}\n', "line 1: 'trajectory' must be a string, found 3"),
         (b'{"prompt": "a", "messages": "x"}\n', "line 1: 'messages' must be a list of objects"),
         (
@@ -181,26 +168,44 @@ def test_tokenizer_refuses_what_it_cannot_spell():
     ("row", "prompt", "trajectory", "answer"),
     [
         ({"prompt": "1+1=", "completion": "2"}, "1+1=", "2", ""),
-        ({"messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"},
-                       {"role": "assistant", "content": "Ho"}]}, "Be brief.\n\nHi", "Ho", ""),
+        (
+            {
+                "messages": [
+                    {"role": "system", "content": "Be brief."},
+                    {"role": "user", "content": "Hi"},
+                    {"role": "assistant", "content": "Ho"},
+                ]
+            },
+            "Be brief.\n\nHi",
+            "Ho",
+            "",
+        ),
         ({"prompt": [{"role": "user", "content": "2+2?"}], "reward_model": {"ground_truth": 4.0}}, "2+2?", "", "4"),
-        ({"prompt": [{"role": "user", "content": "a"}], "completion": [{"role": "assistant", "content": "b"}]}, "a", "b", ""),
-        ({"question": "Eggs?", "answer": "16-3=<<16-3=13>>13 left.\n#### 1,013"}, "Eggs?", "16-3=13 left.\n#### 1,013", "1,013"),
+        (
+            {"prompt": [{"role": "user", "content": "a"}], "completion": [{"role": "assistant", "content": "b"}]},
+            "a",
+            "b",
+            "",
+        ),
+        (
+            {"question": "Eggs?", "answer": "16-3=<<16-3=13>>13 left.\n#### 1,013"},
+            "Eggs?",
+            "16-3=13 left.\n#### 1,013",
+            "1,013",
+        ),
         ({"problem": "How far?", "answer": 27.0, "question": "How far?", "url": "u"}, "How far?", "", "27"),
         ({"problem": "Find x", "solution": "so $x=\\boxed{3}$"}, "Find x", "so $x=\\boxed{3}$", "3"),
         ({"question": "Q", "final_answer": ["$1$", "$2$"], "solution": ["s", "t"]}, "Q", "s", "$1$, $2$"),
         ({"Body": "He has 3", "Question": "How many?", "Answer": 3.0}, "He has 3. How many?", "", "3"),
         ({"prompt": "p", "trajectory": "t", "answer": "a", "completion": "kept"}, "p", "t", "a"),
     ],
-)  # fmt: skip
+)
 def test_the_usual_shapes_are_recognised(tmp_path, row, prompt, trajectory, answer):
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps(row) + "\n")
     (e,) = read_examples(path)
     assert (e.prompt, e.trajectory, e.answer) == (prompt, trajectory, answer)
-    assert ("url" in row) == ("url" in e.meta) and (e.meta.get("completion") == "kept") == (
-        "trajectory" in row
-    )
+    assert ("url" in row) == ("url" in e.meta) and (e.meta.get("completion") == "kept") == ("trajectory" in row)
 
 
 @pytest.mark.parametrize(
@@ -254,16 +259,8 @@ def test_parquet(tmp_path):
     from pyarrow import parquet
 
     rows = [
-        {
-            "prompt": [{"role": "user", "content": "2+2?"}],
-            "reward_model": {"ground_truth": "4"},
-            "extra": None,
-        },
-        {
-            "prompt": [{"role": "user", "content": "3+3?"}],
-            "reward_model": {"ground_truth": "6"},
-            "extra": "x",
-        },
+        {"prompt": [{"role": "user", "content": "2+2?"}], "reward_model": {"ground_truth": "4"}, "extra": None},
+        {"prompt": [{"role": "user", "content": "3+3?"}], "reward_model": {"ground_truth": "6"}, "extra": "x"},
     ]
     parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "v.parquet")
     one, two = read_examples(tmp_path / "v.parquet", need=("prompt", "answer"))
@@ -279,15 +276,7 @@ def test_show_marks_what_is_trained(model_dir, tmp_path):
 
     path = tmp_path / "x.jsonl"
     path.write_text(json.dumps(dict(prompt="1+1=", trajectory="2")))
-    command = [
-        "-m",
-        "nanopcf.tokenizer",
-        "show",
-        "--model",
-        str(model_dir),
-        "--data",
-        str(path),
-    ]
+    command = ["-m", "nanopcf.tools.show", "--model", str(model_dir), "--data", str(path)]
     done = run_script(*command)
     assert done.stdout == "1·+·1·=[[2·<end>]]\n" and "(4 tokens given, 2 trained)" in done.stderr
     assert show(nano_tokenizer(), [1, 2, 3], 1, colour=True) == "1\x1b[32m2·3\x1b[0m"
@@ -305,5 +294,12 @@ def test_benchmark_files_are_read_whole():
         assert all(e.prompt and e.answer for e in examples)
         if path.stem.startswith(("gsm8k", "minerva")):
             assert all(verify(e.trajectory, e.answer) == 1 and "<<" not in e.trajectory for e in examples)
-    assert counts == dict(gsm8k_test=1319, gsm8k_train=7473, svamp_test=1000, aime24_test=30, amc23_test=40,
-                          minerva_math_test=272, olympiadbench_test=675)  # fmt: skip
+    assert counts == dict(
+        gsm8k_test=1319,
+        gsm8k_train=7473,
+        svamp_test=1000,
+        aime24_test=30,
+        amc23_test=40,
+        minerva_math_test=272,
+        olympiadbench_test=675,
+    )

@@ -19,8 +19,16 @@ def c(model_dir, tmp_path) -> evaluate.EvaluateConfig:
     for name, count in (("a", 11), ("b", 5), ("far", 7)):
         rows = [dict(prompt=f"{i}+{i}=", answer=str(rng.integers(10))) for i in range(count)]
         files.append(write_rows(tmp_path / f"{name}.jsonl", rows))
-    return evaluate.EvaluateConfig(model=str(model_dir), data=tuple(files[:2]), ood=(files[2],), samples=3, slots=6,
-                                   max_new_tokens=4, device="cpu", out=str(tmp_path / "out"))  # fmt: skip
+    return evaluate.EvaluateConfig(
+        model=str(model_dir),
+        data=tuple(files[:2]),
+        ood=(files[2],),
+        samples=3,
+        slots=6,
+        max_new_tokens=4,
+        device="cpu",
+        out=str(tmp_path / "out"),
+    )
 
 
 def test_table_of_several_files(c, capsys, tmp_path):
@@ -32,9 +40,7 @@ def test_table_of_several_files(c, capsys, tmp_path):
         ("far", True, 7),
     ]
     for s in scores:
-        rows = [
-            json.loads(line) for line in (tmp_path / "out" / f"{s['file']}.jsonl").read_text().splitlines()
-        ]
+        rows = [json.loads(line) for line in (tmp_path / "out" / f"{s['file']}.jsonl").read_text().splitlines()]
         right = np.array([[verify(t, r["answer"]) for t in r["completions"]] for r in rows])
         strict = np.array([[verify(t, r["answer"], strict=True) for t in r["completions"]] for r in rows])
         assert [r["line"] for r in rows] == list(range(1, s["problems"] + 1))
@@ -95,12 +101,8 @@ def test_two_files_of_one_name(c):
 
 
 def test_a_prompt_that_fills_the_context(c, tmp_path):
-    file = write_rows(
-        tmp_path / "long.jsonl", [dict(prompt="1+1=", answer="2"), dict(prompt="1" * 64, answer="2")]
-    )
-    with pytest.raises(
-        ValueError, match=r"long\.jsonl, line 2: the prompt has 64 tokens; at most 63 leave room"
-    ):
+    file = write_rows(tmp_path / "long.jsonl", [dict(prompt="1+1=", answer="2"), dict(prompt="1" * 64, answer="2")])
+    with pytest.raises(ValueError, match=r"long\.jsonl, line 2: the prompt has 64 tokens; at most 63 leave room"):
         evaluate.main(replace(c, data=(file,)))
     (score, _) = evaluate.main(replace(c, data=(file,), out="", drop_long=True))
     assert score["problems"] == 1

@@ -47,9 +47,7 @@ def test_rl_step_eqs_24_25() -> None:
     assert flops.rl_step(QWEN_7B, 320, 8, 1000, train_prompts=64) == pytest.approx(dapo)
 
 
-@pytest.mark.parametrize(
-    ("model", "billions"), [("Qwen2.5-7B", 7.62), ("Qwen2.5-14B", 14.77), ("Llama-3.2-3B", 3.61)]
-)
+@pytest.mark.parametrize(("model", "billions"), [("Qwen2.5-7B", 7.62), ("Qwen2.5-14B", 14.77), ("Llama-3.2-3B", 3.61)])
 def test_models_have_their_parameters(model: str, billions: float) -> None:
     """Eq. 20 counts every weight twice in FLOPs, head and embedding both: the published parameter counts follow.
     (Llama-3.2-3B ties the two: 3.21 billion as published, 3.61 with the head counted.)"""
@@ -60,9 +58,7 @@ def test_models_have_their_parameters(model: str, billions: float) -> None:
 def test_synchronized_methods_eqs_26_29() -> None:
     """Hand counts; LUFFY without experts is GRPO; UPT trains 3 x on what it keeps and generates everything once."""
     F = flops.forward_per_token
-    assert flops.mixed_step(QWEN_7B, 128, 8, 1000, 0, 1) == pytest.approx(
-        flops.rl_step(QWEN_7B, 128, 8, 1000)
-    )
+    assert flops.mixed_step(QWEN_7B, 128, 8, 1000, 0, 1) == pytest.approx(flops.rl_step(QWEN_7B, 128, 8, 1000))
     tokens = 128 * (7 * 1000 + 1 * 3000)
     assert flops.mixed_step(QWEN_7B, 128, 7, 1000, 1, 3000) == pytest.approx(4 * tokens * F(QWEN_7B, 1250))
     everything = flops.upt_step(QWEN_7B, 128, 8, 1000, 128 * 8, 0, 1)
@@ -76,7 +72,13 @@ def test_all_of_table_4() -> None:
     table = Path(__file__).parents[2] / "shared" / "paper" / "retu_table4.csv"
     if not table.exists():
         pytest.skip("the paper's table is not beside the repository")
-    lengths = {"SFT889K": 78 + 3693, "Uniform102K": 74 + 3673, "Hard102K": 101 + 8532, "Easy102K": 64 + 2153, "S1K": 127 + 9884}  # fmt: skip
+    lengths = {
+        "SFT889K": 78 + 3693,
+        "Uniform102K": 74 + 3673,
+        "Hard102K": 101 + 8532,
+        "Easy102K": 64 + 2153,
+        "S1K": 127 + 9884,
+    }
     with table.open(newline="") as file:
         rows = list(csv.DictReader(file))
     for row in rows:

@@ -18,8 +18,11 @@ from hypothesis import strategies as st
 
 import train_rl
 import train_sft
-from nanopcf import checkpoint, config, curves, data, rewards, runs
+from nanopcf import checkpoint, data, rewards
+from nanopcf.ceiling import curves
 from nanopcf.optim import Optimizer
+from nanopcf.run import config, files
+from nanopcf.run.folder import Metrics, lock
 
 cases = pytest.mark.parametrize("cases", [100, pytest.param(10_000, marks=pytest.mark.long)])
 
@@ -29,9 +32,7 @@ def check(cases: int, *strategies):
 
     def run(f):
         quiet = list(HealthCheck)
-        settings(max_examples=cases, deadline=None, database=None, suppress_health_check=quiet)(
-            given(*strategies)(f)
-        )()
+        settings(max_examples=cases, deadline=None, database=None, suppress_health_check=quiet)(given(*strategies)(f))()
 
     return run
 
@@ -40,7 +41,9 @@ def check(cases: int, *strategies):
 
 texts = st.text(st.characters(exclude_categories=()), max_size=40)  # lone surrogates too
 scalars = st.none() | st.booleans() | st.integers() | st.floats() | texts
-json_values = st.recursive(scalars, lambda v: st.lists(v, max_size=3) | st.dictionaries(texts, v, max_size=3), max_leaves=8)  # fmt: skip
+json_values = st.recursive(
+    scalars, lambda v: st.lists(v, max_size=3) | st.dictionaries(texts, v, max_size=3), max_leaves=8
+)
 names = st.sampled_from(
     "prompt trajectory answer completion messages problem question solution final_answer Body Question Answer "
     "reward_model meta role content ground_truth".split()
@@ -220,17 +223,29 @@ def test_a_line_that_is_no_json_is_named(line, tmp_path):
 
 
 absurd = [
-    ("vocab_size", 10**15), ("vocab_size", 10**30), ("vocab_size", 1e300), ("hidden_size", 10**12),
-    ("hidden_size", float("inf")), ("num_hidden_layers", 10**9), ("max_position_embeddings", 10**12),
-    ("intermediate_size", 2**62), ("head_dim", 2**40), ("num_attention_heads", 2.0), ("hidden_size", -4),
-    ("rope_theta", 0), ("rope_theta", float("nan")), ("rope_scaling", [1]), ("layer_types", 5), ("rms_norm_eps", "x"),
-]  # fmt: skip
+    ("vocab_size", 10**15),
+    ("vocab_size", 10**30),
+    ("vocab_size", 1e300),
+    ("hidden_size", 10**12),
+    ("hidden_size", float("inf")),
+    ("num_hidden_layers", 10**9),
+    ("max_position_embeddings", 10**12),
+    ("intermediate_size", 2**62),
+    ("head_dim", 2**40),
+    ("num_attention_heads", 2.0),
+    ("hidden_size", -4),
+    ("rope_theta", 0),
+    ("rope_theta", float("nan")),
+    ("rope_scaling", [1]),
+    ("layer_types", 5),
+    ("rms_norm_eps", "x"),
+]
 
 
 @pytest.mark.parametrize(("name", "value"), absurd)
 def test_absurd_sizes_are_refused_before_memory_is_asked_for(name, value, model_dir):
-    values = runs.read_json(model_dir / "config.json")
-    runs.write_json(model_dir / "config.json", values | {name: value})
+    values = files.read_json(model_dir / "config.json")
+    files.write_json(model_dir / "config.json", values | {name: value})
     began = time.process_time()
     with pytest.raises(ValueError, match=r"config\.json: "):
         checkpoint.load(model_dir)
@@ -283,7 +298,9 @@ def test_every_truncation_of_the_weights_is_refused(model_dir):
 )
 def test_a_broken_training_state_is_named(name, content, model, tmp_path):
     optimizer = Optimizer(model)
-    checkpoint.save_training(tmp_path / "c", model, checkpoint.load_tokenizer_of(save(model, tmp_path)), optimizer, {"step": 3})  # fmt: skip
+    checkpoint.save_training(
+        tmp_path / "c", model, checkpoint.load_tokenizer_of(save(model, tmp_path)), optimizer, {"step": 3}
+    )
     (tmp_path / "c" / name).write_bytes(content)
     with pytest.raises(ValueError, match=str(tmp_path / "c" / name)):
         checkpoint.load_training(tmp_path / "c", model, optimizer, {"step": 0})
@@ -321,11 +338,11 @@ def test_links_in_a_run_folder_lead_nowhere(tmp_path):
     out.mkdir()
     for name in ("config.json.tmp", "metrics.jsonl", "metrics.jsonl.tmp"):
         (out / name).symlink_to(outside)
-    runs.write_json(out / "config.json", {})
-    runs.Metrics(out, 0).log(step=1)
+    files.write_json(out / "config.json", {})
+    Metrics(out, 0).log(step=1)
     assert outside.read_text() == "precious" and not (out / "metrics.jsonl").is_symlink()
     (out / "lock").symlink_to(outside)
-    with pytest.raises(OSError, match="symbolic"), runs.lock(out):
+    with pytest.raises(OSError, match="symbolic"), lock(out):
         pass
     assert outside.read_text() == "precious"
 
@@ -354,9 +371,7 @@ def test_a_folder_that_cannot_be_written_is_one_sentence(script, model_dir, tmp_
 
 
 @pytest.mark.parametrize("name", ["train_sft", "train_rl"])
-def test_a_run_folder_deleted_meanwhile_is_one_sentence_and_is_not_made_again(
-    name, model_dir, tmp_path, monkeypatch
-):
+def test_a_run_folder_deleted_meanwhile_is_one_sentence_and_is_not_made_again(name, model_dir, tmp_path, monkeypatch):
     module = {"train_sft": train_sft, "train_rl": train_rl}[name]
     kind = train_sft.SFTConfig if name == "train_sft" else train_rl.RLConfig
     c = config.parse(kind, "", [*flags(model_dir, tmp_path, tmp_path / "run"), "--steps", "40"])

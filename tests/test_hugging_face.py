@@ -10,17 +10,27 @@ from nanopcf import checkpoint
 from nanopcf.model import ModelConfig, Transformer, rope_frequencies
 from nanopcf.tokenizer import TextTokenizer, nano_tokenizer
 
-SIZES = dict(vocab_size=60, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-             intermediate_size=48, max_position_embeddings=256)  # fmt: skip
-LLAMA3 = dict(rope_type="llama3", rope_theta=5000.0, factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
-              original_max_position_embeddings=64)  # fmt: skip
+SIZES = dict(
+    vocab_size=60,
+    hidden_size=32,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    intermediate_size=48,
+    max_position_embeddings=256,
+)
+LLAMA3 = dict(
+    rope_type="llama3",
+    rope_theta=5000.0,
+    factor=8.0,
+    low_freq_factor=1.0,
+    high_freq_factor=4.0,
+    original_max_position_embeddings=64,
+)
 CONFIGS = {
     "llama": ("Llama", dict(rms_norm_eps=1e-5)),
     "llama3 rope, tied": ("Llama", dict(rope_parameters=LLAMA3, tie_word_embeddings=True)),
-    "qwen2, tied": (
-        "Qwen2",
-        dict(tie_word_embeddings=True, rope_parameters=dict(rope_type="default", rope_theta=1e6)),
-    ),
+    "qwen2, tied": ("Qwen2", dict(tie_word_embeddings=True, rope_parameters=dict(rope_type="default", rope_theta=1e6))),
     "qwen3, its own head_dim": ("Qwen3", dict(head_dim=16)),
 }
 
@@ -61,9 +71,7 @@ def test_parity_with_transformers(name, tmp_path):
 
 def test_llama3_rope_by_hand():
     """Slow rotations slowed by the factor, fast ones kept, the middle between: Llama 3.1's published rule, one at a time."""
-    c = ModelConfig(
-        vocab_size=9, head_dim=64, rope_theta=500_000.0, rope_factor=8.0, rope_original_length=8192
-    )
+    c = ModelConfig(vocab_size=9, head_dim=64, rope_theta=500_000.0, rope_factor=8.0, rope_original_length=8192)
     plain = rope_frequencies(ModelConfig(vocab_size=9, head_dim=64, rope_theta=500_000.0))
     for was, now in zip(plain.tolist(), rope_frequencies(c).tolist(), strict=True):
         wavelength = 2 * torch.pi / was
@@ -111,7 +119,7 @@ def change(folder, **values) -> None:
         (dict(intermediate_size=25), r"is \[24, 16\], expected \[25, 16\]"),
         (dict(vocab_size=8), "don't belong together"),
     ],
-)  # fmt: skip
+)
 def test_what_is_not_supported_is_refused_by_name(folder, values, message):
     change(folder, **values)
     with pytest.raises(ValueError, match=message):
@@ -236,18 +244,14 @@ def test_chat_templates_give_what_transformers_gives(template):
     from tokenizers import Tokenizer, models
 
     library = Tokenizer(models.WordLevel({"<eos>": 0, "<bos>": 1}))
-    theirs = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=library, eos_token="<eos>", bos_token="<bos>"
-    )
+    theirs = transformers.PreTrainedTokenizerFast(tokenizer_object=library, eos_token="<eos>", bos_token="<bos>")
     ours = TextTokenizer(library, "<eos>", chat_template=template, bos_token="<bos>")
     user, answered = (
         {"role": "user", "content": "  Hi <there> "},
         {"role": "assistant", "content": "<think>x</think>\nHo"},
     )
     for messages in ([user], [{"role": "system", "content": " Be brief. "}, user], [user, answered, user]):
-        want = theirs.apply_chat_template(
-            messages, chat_template=template, add_generation_prompt=True, tokenize=False
-        )
+        want = theirs.apply_chat_template(messages, chat_template=template, add_generation_prompt=True, tokenize=False)
         assert ours.chat(messages) == want
     with pytest.raises(ValueError, match="the chat template failed"):
         ours.chat([{"role": "tool"}])
@@ -255,8 +259,12 @@ def test_chat_templates_give_what_transformers_gives(template):
 
 def test_a_chat_template_runs_no_code():
     nano = nano_tokenizer()
-    for attack in ("{{ ''.__class__.__mro__[1].__subclasses__() }}", "{% for i in range(10**9) %}a{% endfor %}",
-                   "{{ messages.append(1) }}", "{{ cycler.__init__.__globals__.os.system('true') }}"):  # fmt: skip
+    for attack in (
+        "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+        "{% for i in range(10**9) %}a{% endfor %}",
+        "{{ messages.append(1) }}",
+        "{{ cycler.__init__.__globals__.os.system('true') }}",
+    ):
         nano.chat_template = attack
         with pytest.raises(ValueError, match="the chat template failed"):
             nano.chat([{"role": "user", "content": "1"}])
@@ -274,11 +282,7 @@ def test_the_begin_token_stands_before_a_plain_prompt_and_survives_a_save(folder
     names = json.loads((folder / "tokenizer_config.json").read_text())
     (folder / "tokenizer_config.json").write_text(json.dumps(names | {"bos_token": {"content": "="}}))
     model, tokenizer = checkpoint.load(folder)
-    assert (
-        tokenizer.encode_prompt("12")
-        == library.encode("12").ids
-        == [tokenizer.bos_ids[0], *tokenizer.encode("12")]
-    )
+    assert tokenizer.encode_prompt("12") == library.encode("12").ids == [tokenizer.bos_ids[0], *tokenizer.encode("12")]
     checkpoint.save(model, tokenizer, folder.parent / "again")
     again = checkpoint.load(folder.parent / "again")[1]
     assert again.bos_token == "=" and again.bos_ids == tokenizer.bos_ids and nano_tokenizer().bos_ids == []

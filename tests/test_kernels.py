@@ -24,15 +24,11 @@ def on_triton(monkeypatch) -> dict:
     pytest.importorskip("triton")
     if torch.cuda.is_available():
         return dict(impl="triton", device="cuda")
-    monkeypatch.setenv(
-        "TRITON_INTERPRET", "1"
-    )  # read when the kernels' files are imported, here for the first time
+    monkeypatch.setenv("TRITON_INTERPRET", "1")  # read when the kernels' files are imported, here for the first time
     return dict(impl="triton", device="cpu")
 
 
-@pytest.fixture(
-    params=["torch", pytest.param("triton", marks=[pytest.mark.cuda] * torch.cuda.is_available())]
-)
+@pytest.fixture(params=["torch", pytest.param("triton", marks=[pytest.mark.cuda] * torch.cuda.is_available())])
 def path(request, monkeypatch) -> dict:
     if request.param == "torch":
         monkeypatch.setattr(reference, "CHUNK_ELEMENTS", 1)  # 256 rows a chunk
@@ -66,9 +62,7 @@ def relative(got, want, scale=0.0):
 def gradient_scales(hidden, weight):
     """A third of what one row with a gradient of 1 by its log-prob gives hidden, and gives weight."""
     with torch.no_grad():
-        return 0.3 * weight.float().norm() / len(weight) ** 0.5, 0.3 * hidden.float().norm() / len(
-            hidden
-        ) ** 0.5
+        return 0.3 * weight.float().norm() / len(weight) ** 0.5, 0.3 * hidden.float().norm() / len(hidden) ** 0.5
 
 
 def assert_values(got, want, hidden, weight):
@@ -179,9 +173,7 @@ def test_extreme_logits(path):
     assert_values(entropy, h, hidden, weight)
     assert abs(entropy[2].item() - torch.tensor(3.0).log().item()) < 1e-6
     (logprob + entropy).sum().backward()
-    loss, _ = kernels.linear_token_loss(
-        hidden, weight, targets, lambda lp, lse, h: (lp + h).sum(), impl=path["impl"]
-    )
+    loss, _ = kernels.linear_token_loss(hidden, weight, targets, lambda lp, lse, h: (lp + h).sum(), impl=path["impl"])
     loss.backward()
     assert torch.isfinite(hidden.grad).all() and torch.isfinite(weight.grad).all()
 
@@ -269,9 +261,9 @@ def test_tied_embeddings(path):
     tokens = torch.randint(0, 40, (30,), device=path["device"])
     targets = torch.randint(0, 40, (30,), device=path["device"])
     want = torch.autograd.grad(F.cross_entropy(weight[tokens] @ weight.T, targets), weight)[0]
-    got = torch.autograd.grad(
-        kernels.linear_cross_entropy(weight[tokens], weight, targets, impl=path["impl"]), weight
-    )[0]
+    got = torch.autograd.grad(kernels.linear_cross_entropy(weight[tokens], weight, targets, impl=path["impl"]), weight)[
+        0
+    ]
     torch.testing.assert_close(got, want, atol=1e-6, rtol=1e-4)
 
 
@@ -354,21 +346,23 @@ def test_tiles_chunks_and_ways_of_loading_agree(monkeypatch):
     options = on_triton(monkeypatch)
     if options["device"] == "cuda":
         pytest.skip("other tiles in the interpreter; the GPU's own run in every other case")
-    from kernels import triton_logprob, triton_token_loss
+    from kernels.gpu import logprob as gpu_logprob
+    from kernels.gpu import token_loss as gpu_token_loss
 
     hidden, weight, targets = inputs(options, 45, 40, 203)
     extras = tuple(torch.randn(2, 45))
     logprob, lse, entropy, leaves = naive(hidden, weight, targets, 0.7)
     want = torch.autograd.grad(ppo(logprob, lse, entropy, *extras), leaves)
     for rows, TMA, M, N, K in [
-        (4096, False, 64, 256, 64), (4096, True, 64, 256, 64), (10, True, 16, 32, 16), (10, False, 16, 64, 32)
-    ]:  # fmt: skip
+        (4096, False, 64, 256, 64),
+        (4096, True, 64, 256, 64),
+        (10, True, 16, 32, 16),
+        (10, False, 16, 64, 32),
+    ]:
         tiling = dict(TMA=TMA, BLOCK_M=M, BLOCK_N=N, BLOCK_D=K, num_warps=4, num_stages=2)
-        monkeypatch.setattr(triton_logprob, "tiling", lambda *_, t=tiling: t)
-        monkeypatch.setattr(triton_logprob, "CHUNK_ROWS", rows)
-        loss, stats = kernels.linear_token_loss(
-            hidden, weight, targets, ppo, extras, temperature=0.7, impl="triton"
-        )
+        monkeypatch.setattr(gpu_logprob, "tiling", lambda *_, t=tiling: t)
+        monkeypatch.setattr(gpu_logprob, "CHUNK_ROWS", rows)
+        loss, stats = kernels.linear_token_loss(hidden, weight, targets, ppo, extras, temperature=0.7, impl="triton")
         got = torch.autograd.grad(loss, (hidden, weight))
         assert_values(stats["logprob"], logprob, hidden, weight)
         assert_values(stats["entropy"], entropy, hidden, weight)
@@ -379,7 +373,7 @@ def test_tiles_chunks_and_ways_of_loading_agree(monkeypatch):
         x, w = leaves
         check = torch.autograd.grad((x @ w.T / 0.7).log_softmax(-1).gather(1, targets[:, None]).sum(), leaves)
         assert all(relative(g, c) < 1e-5 for g, c in zip(grads, check, strict=True))
-    assert triton_token_loss.tiling_for(hidden)["BLOCK_N"] == 64  # the patch reached both files
+    assert gpu_token_loss.tiling_for(hidden)["BLOCK_N"] == 64  # the patch reached both files
 
 
 def test_a_target_outside_of_the_vocabulary_shows(path):
@@ -409,9 +403,7 @@ def test_bfloat16_logits_would_move_the_policy_ratio():
 def compiled() -> list[dict]:
     pytest.importorskip("triton")
     script = Path(__file__).with_name("compile_kernels.py")
-    run = subprocess.run(
-        [sys.executable, script, "sm_90", "sm_80"], capture_output=True, text=True, timeout=300
-    )
+    run = subprocess.run([sys.executable, script, "sm_90", "sm_80"], capture_output=True, text=True, timeout=300)
     assert run.returncode == 0, run.stderr
     return [json.loads(line) for line in run.stdout.splitlines()]
 
@@ -442,9 +434,7 @@ def test_large_sizes_and_memory_on_a_gpu(size):
         got = kernels.linear_logprob(hidden, weight, targets, impl="triton")
     assert torch.cuda.max_memory_allocated() - before < 100 * 2**20
     torch.testing.assert_close(got, want, atol=2e-3, rtol=1e-4)
-    got, _ = kernels.linear_token_loss(
-        hidden, weight, targets, lambda lp, *_: -lp.sum(), entropy=False, impl="triton"
-    )
+    got, _ = kernels.linear_token_loss(hidden, weight, targets, lambda lp, *_: -lp.sum(), entropy=False, impl="triton")
     grads = torch.autograd.grad(got, (hidden, weight))
     assert torch.cuda.max_memory_allocated() - before < 0.35 * 16 * N * V + 3 * sum(g.nbytes for g in grads)
     rows = torch.randint(0, N, (64,), device="cuda")

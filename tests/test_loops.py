@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,10 +17,14 @@ from safetensors.torch import load_file
 
 import train_rl
 import train_sft
-from nanopcf import checkpoint, config, flops, runs
-from nanopcf.data import Sequence, pack, write_jsonl
+from nanopcf import checkpoint, flops
+from nanopcf.data import write_jsonl
 from nanopcf.model import ModelConfig, Transformer
 from nanopcf.objectives import Recipe
+from nanopcf.optim import learning_rate
+from nanopcf.packing import Sequence, pack
+from nanopcf.run import config, files, machine
+from nanopcf.run.folder import Metrics, checkpoints, read_metrics
 from nanopcf.sampler import Sampler
 from nanopcf.tasks import make_examples
 from nanopcf.tokenizer import nano_tokenizer
@@ -30,9 +35,15 @@ def sft(model_dir, tmp_path) -> train_sft.SFTConfig:
     write_jsonl(tmp_path / "train.jsonl", make_examples("digits", 40, 0))
     write_jsonl(tmp_path / "val.jsonl", make_examples("digits", 10, 1))
     return train_sft.SFTConfig(
-        model=str(model_dir), train=str(tmp_path / "train.jsonl"), val=str(tmp_path / "val.jsonl"),
-        out=str(tmp_path / "sft"), steps=6, batch=8, checkpoint_every=2, device="cpu",
-    )  # fmt: skip
+        model=str(model_dir),
+        train=str(tmp_path / "train.jsonl"),
+        val=str(tmp_path / "val.jsonl"),
+        out=str(tmp_path / "sft"),
+        steps=6,
+        batch=8,
+        checkpoint_every=2,
+        device="cpu",
+    )
 
 
 @pytest.fixture
@@ -41,9 +52,20 @@ def rl(model_dir, tmp_path) -> train_rl.RLConfig:
     rows = [{"prompt": p, "answer": a} for p, a in (("+", "0"), ("-", "1"), ("*", "2"), ("=", "3"))]
     path = write_rows(tmp_path / "rl.jsonl", rows)
     return train_rl.RLConfig(
-        model=str(model_dir), train=path, val=path, out=str(tmp_path / "rl"), algo="grpo", steps=4, prompts=4,
-        update_prompts=2, group=8, eval_every=2, checkpoint_every=2, max_new_tokens=3, device="cpu",
-    )  # fmt: skip
+        model=str(model_dir),
+        train=path,
+        val=path,
+        out=str(tmp_path / "rl"),
+        algo="grpo",
+        steps=4,
+        prompts=4,
+        update_prompts=2,
+        group=8,
+        eval_every=2,
+        checkpoint_every=2,
+        max_new_tokens=3,
+        device="cpu",
+    )
 
 
 @pytest.fixture
@@ -58,7 +80,7 @@ def init_dir(tmp_path) -> str:
 
 
 def last_weights(out) -> dict:
-    return load_file(runs.checkpoints(out)[-1][1] / "model.safetensors")
+    return load_file(checkpoints(out)[-1][1] / "model.safetensors")
 
 
 # ---- SFT ----
@@ -87,12 +109,12 @@ def test_gradient_does_not_depend_on_micro_batches(sft, tmp_path):
 
 def test_learning_rate():
     options = dict(peak=2.0, warmup=4)
-    rates = [train_sft.learning_rate(s, (s - 4) / 100, schedule="cosine", **options) for s in range(104)]
+    rates = [learning_rate(s, (s - 4) / 100, schedule="cosine", **options) for s in range(104)]
     assert rates[:4] == [0.5, 1.0, 1.5, 2.0]
     assert rates[54] == pytest.approx(2.0 * 0.55) and rates[-1] == pytest.approx(0.2, abs=1e-3)
-    assert train_sft.learning_rate(80, 0.76, schedule="constant", **options) == 2.0
+    assert learning_rate(80, 0.76, schedule="constant", **options) == 2.0
     # a run that ends by compute may overshoot: the rate stays at its end, the cosine doesn't come up again
-    assert train_sft.learning_rate(120, 1.4, schedule="cosine", **options) == pytest.approx(0.2)
+    assert learning_rate(120, 1.4, schedule="cosine", **options) == pytest.approx(0.2)
 
 
 def stop_after(monkeypatch, module, checkpoints: int) -> None:
@@ -117,9 +139,9 @@ def test_sft_resume_is_bit_identical(sft, tmp_path, monkeypatch):
         train_sft.main(cut)
     assert train_sft.main(replace(cut, resume=True)) == whole
     for file in ("model.safetensors", "optimizer.safetensors"):
-        a, b = (load_file(runs.checkpoints(tmp_path / n)[-1][1] / file) for n in ("sft", "cut"))
+        a, b = (load_file(checkpoints(tmp_path / n)[-1][1] / file) for n in ("sft", "cut"))
         assert all(torch.equal(a[k], b[k]) for k in a | b)
-    a, b = (runs.read_metrics(tmp_path / n / "metrics.jsonl") for n in ("sft", "cut"))
+    a, b = (read_metrics(tmp_path / n / "metrics.jsonl") for n in ("sft", "cut"))
     assert [r["step"] for r in a] == [r["step"] for r in b]
     assert [r.get("train_loss") for r in a] == [r.get("train_loss") for r in b]
 
@@ -149,7 +171,7 @@ def test_first_step_is_on_policy(rl, old, monkeypatch):
     monkeypatch.setattr(train_rl, "rl_loss", spy)
     train_rl.main(replace(rl, old_logprobs=old, steps=1, eval_every=1, update_prompts=4, temperature=0.8))
     torch.testing.assert_close(torch.cat(ratios), torch.ones(len(torch.cat(ratios))), atol=2e-5, rtol=0)
-    row = runs.read_metrics(train_rl.runs.Path(rl.out) / "metrics.jsonl")[-1]
+    row = read_metrics(Path(rl.out) / "metrics.jsonl")[-1]
     assert row["delta_logprob_max"] < 2e-5 and row["clip_low"] == row["clip_high"] == 0
 
 
@@ -159,14 +181,14 @@ def test_both_stages_run_on_a_gpu(sft, rl):
     table = train_sft.main(replace(sft, device="cuda", steps=40, checkpoint_every=20))
     assert table[-1]["val_loss"] < table[0]["val_loss"]
     train_rl.main(replace(rl, device="cuda", algo="dapo_dc"))
-    rows = runs.read_metrics(train_rl.runs.Path(rl.out) / "metrics.jsonl")
+    rows = read_metrics(Path(rl.out) / "metrics.jsonl")
     assert max(r["delta_logprob_mean"] for r in rows if "delta_logprob_mean" in r) < 0.05
 
 
 def test_rl_cosine_falls_along_the_run(rl):
     """Whatever the number of updates a batch: the rate depends on the share of the run that is done."""
     train_rl.main(replace(rl, schedule="cosine", warmup=0, prompts=4, update_prompts=1))
-    rates = [r["lr"] for r in runs.read_metrics(train_rl.runs.Path(rl.out) / "metrics.jsonl") if "lr" in r]
+    rates = [r["lr"] for r in read_metrics(Path(rl.out) / "metrics.jsonl") if "lr" in r]
     by_hand = [rl.lr * (0.1 + 0.45 * (1 + np.cos(np.pi * k / 4))) for k in range(4)]
     assert rates == pytest.approx(by_hand)
 
@@ -211,9 +233,7 @@ def test_rl_learns(rl, algo, init_dir):
 @pytest.mark.parametrize("place", ["loss", "reward"])
 def test_kl_term_is_silent_at_the_start_and_acts_later(rl, init_dir, tmp_path, place, monkeypatch):
     """At the reference itself k3 has no gradient and k1 is 0: the first update is that without a KL term, the later aren't."""
-    base = replace(
-        rl, model=init_dir, group=32, max_new_tokens=1, update_prompts=4, checkpoint_every=1, steps=3
-    )
+    base = replace(rl, model=init_dir, group=32, max_new_tokens=1, update_prompts=4, checkpoint_every=1, steps=3)
     with_kl = replace(train_rl.RECIPES["grpo"], kl_coef=0.5, kl_place=place)
     monkeypatch.setitem(train_rl.RECIPES, "with_kl", with_kl)
     for algo in ("grpo", "with_kl"):
@@ -235,10 +255,8 @@ def test_overlong_answers_are_filtered_or_punished(rl, init_dir, tmp_path, monke
     for name in ("filter", "soft"):
         monkeypatch.setitem(train_rl.RECIPES, name, Recipe(overlong=name))
         path = write_rows(tmp_path / "one.jsonl", [{"prompt": "+", "answer": "0"}])
-        train_rl.main(
-            replace(common, algo=name, train=path, prompts=1, update_prompts=1, out=str(tmp_path / name))
-        )
-    rows = {n: runs.read_metrics(tmp_path / n / "metrics.jsonl")[-1] for n in ("filter", "soft")}
+        train_rl.main(replace(common, algo=name, train=path, prompts=1, update_prompts=1, out=str(tmp_path / name)))
+    rows = {n: read_metrics(tmp_path / n / "metrics.jsonl")[-1] for n in ("filter", "soft")}
     assert rows["filter"]["truncated_share"] > 0.8
     assert rows["soft"]["reward"] == pytest.approx(rows["soft"]["pass_rate"] - 1, abs=1e-6)
     assert rows["filter"]["truncated_share"] < 1 and rows["filter"]["pass_rate"] > 0
@@ -247,18 +265,16 @@ def test_overlong_answers_are_filtered_or_punished(rl, init_dir, tmp_path, monke
 
 def test_run_ends_when_no_prompt_has_signal(rl):
     """Dynamic sampling with an answer that can't be: no update, compute counted, one line, no endless loop."""
-    path = write_rows(train_rl.runs.Path(rl.train), [{"prompt": "+", "answer": "99999"}])
+    path = write_rows(Path(rl.train), [{"prompt": "+", "answer": "99999"}])
     curve = train_rl.main(replace(rl, algo="dapo_dc", train=path, steps=50))
     assert len(curve) == 2 and curve[-1]["x"] > 0 and curve[-1]["step"] == 0
 
 
 def test_compute_follows_eq_25(rl, model):
     train_rl.main(replace(rl, steps=1, eval_every=1))
-    row = runs.read_metrics(train_rl.runs.Path(rl.out) / "metrics.jsonl")[-1]
+    row = read_metrics(Path(rl.out) / "metrics.jsonl")[-1]
     length = row["length"] + 1
-    assert row["x"] == pytest.approx(
-        4 * 4 * 8 * length * flops.forward_per_token(model.config, length), rel=1e-6
-    )
+    assert row["x"] == pytest.approx(4 * 4 * 8 * length * flops.forward_per_token(model.config, length), rel=1e-6)
 
 
 # ---- bad input: one sentence, exit code 2, nothing half-written ----
@@ -278,19 +294,7 @@ def test_compute_follows_eq_25(rl, model):
             "--group must be at least 1",
         ),
         (
-            [
-                "train_rl.py",
-                "--model",
-                "m",
-                "--train",
-                "t",
-                "--val",
-                "v",
-                "--out",
-                "o",
-                "--schedule",
-                "linaer",
-            ],
+            ["train_rl.py", "--model", "m", "--train", "t", "--val", "v", "--out", "o", "--schedule", "linaer"],
             "--schedule: no 'linaer'; there are constant, cosine",
         ),
         (
@@ -370,20 +374,20 @@ def test_divergence_stops_with_the_step(sft):
 
 def test_a_failed_save_leaves_no_half_checkpoint(tmp_path, model):
     """A disk that fills up in the middle of a checkpoint: the old one stays whole, nothing is left beside it."""
-    runs.write_folder(tmp_path / "c", lambda f: (f / "a").write_text("old"))
+    files.write_folder(tmp_path / "c", lambda f: (f / "a").write_text("old"))
 
     def full(folder):
         (folder / "a").write_text("new")
         raise OSError(28, "No space left on device")
 
     with pytest.raises(OSError, match="No space"):
-        runs.write_folder(tmp_path / "c", full)
+        files.write_folder(tmp_path / "c", full)
     assert [p.name for p in tmp_path.iterdir()] == ["c"] and (tmp_path / "c" / "a").read_text() == "old"
 
 
 def test_metrics_have_no_torn_or_repeated_line(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"st')
-    runs.Metrics(tmp_path, from_step=2).log(step=3)
+    Metrics(tmp_path, from_step=2).log(step=3)
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [1, 2, 3]
 
@@ -391,21 +395,10 @@ def test_metrics_have_no_torn_or_repeated_line(tmp_path):
 def test_evaluate_and_generate_from_the_command_line(model_dir, tmp_path):
     data = write_rows(tmp_path / "d.jsonl", [{"prompt": "1+1=", "answer": "2"}])
     result = run_script(
-        "-m",
-        "nanopcf.evaluate",
-        "--model",
-        str(model_dir),
-        "--data",
-        data,
-        "--samples",
-        "4",
-        "--device",
-        "cpu",
+        "-m", "nanopcf.evaluate", "--model", str(model_dir), "--data", data, "--samples", "4", "--device", "cpu"
     )
     assert result.returncode == 0 and "pass@4" in result.stdout
-    result = run_script(
-        "-m", "nanopcf.generate", "--model", str(model_dir), "--prompt", "1+", "--device", "cpu"
-    )
+    result = run_script("-m", "nanopcf.generate", "--model", str(model_dir), "--prompt", "1+", "--device", "cpu")
     assert result.returncode == 0
     result = run_script("-m", "nanopcf.generate", "--model", str(model_dir), "--prompt", "what?")
     assert result.returncode == 2 and "can't spell" in result.stderr
@@ -434,9 +427,7 @@ def test_dry_runs_take_the_longest_step_and_write_nothing(sft, rl, tmp_path, cap
     assert train_rl.main(replace(rl, dry_run=True, slots=5, micro_rows=7, pack_length=9)) == []
     said = capfd.readouterr().err
     assert "a step of 3 rows of 48 tokens: fits" in said
-    assert (
-        "generating 5 answers of 3 tokens: fits" in said and "an update of 7 rows of 9 tokens: fits" in said
-    )
+    assert "generating 5 answers of 3 tokens: fits" in said and "an update of 7 rows of 9 tokens: fits" in said
     assert not (tmp_path / "sft").exists() and not (tmp_path / "rl").exists()
 
 
@@ -476,15 +467,15 @@ def test_recomputed_activations_change_no_gradient_and_are_fewer(sft, rl, tmp_pa
 
 def test_threads_are_the_fewest_within_a_quarter_of_the_fastest(monkeypatch, model):
     seconds = {1: 1.0, 2: 0.9, 4: 0.5, 6: 0.45}
-    monkeypatch.setattr(runs, "cores", lambda: 6)
-    monkeypatch.setattr(runs, "step_seconds", lambda _model, _tokens, threads: seconds[threads])
+    monkeypatch.setattr(machine, "cores", lambda: 6)
+    monkeypatch.setattr(machine, "step_seconds", lambda _model, _tokens, threads: seconds[threads])
     big = Transformer(ModelConfig(vocab_size=700_000, width=32, layers=1, mlp_width=32))
     try:
-        assert runs.set_threads(0, model) == 4 == torch.get_num_threads()
+        assert machine.set_threads(0, model) == 4 == torch.get_num_threads()
         seconds[1] = 0.55
-        assert runs.set_threads(0, model) == 1 == torch.get_num_threads()
-        assert runs.set_threads(3, model) == 3 == torch.get_num_threads()
-        assert runs.set_threads(0, big) == 6  # large products gain from every core
+        assert machine.set_threads(0, model) == 1 == torch.get_num_threads()
+        assert machine.set_threads(3, model) == 3 == torch.get_num_threads()
+        assert machine.set_threads(0, big) == 6  # large products gain from every core
     finally:
         torch.set_num_threads(1)
 
@@ -494,8 +485,8 @@ def test_a_resumed_run_keeps_its_threads(script, sft, rl, monkeypatch):
     """They decide how sums are rounded: a probe that finds another number later must not change a run's bits."""
     c = sft if script is train_sft else rl
     faster = [2]
-    monkeypatch.setattr(runs, "cores", lambda: 2)
-    monkeypatch.setattr(runs, "step_seconds", lambda _m, _t, threads: 1.0 if threads in faster else 2.0)
+    monkeypatch.setattr(machine, "cores", lambda: 2)
+    monkeypatch.setattr(machine, "step_seconds", lambda _m, _t, threads: 1.0 if threads in faster else 2.0)
     try:
         script.main(c)
         faster[:] = [1]

@@ -54,19 +54,13 @@ def reference_forward(model: Transformer, tokens: list[int]) -> torch.Tensor:
 
 @pytest.mark.parametrize(
     "options",
-    [
-        {},
-        {"qk_norm": False, "qkv_bias": True},
-        {"qk_norm": False, "tied": False, "kv_heads": 4},
-        {"head_dim": 12},
-    ],
+    [{}, {"qk_norm": False, "qkv_bias": True}, {"qk_norm": False, "tied": False, "kv_heads": 4}, {"head_dim": 12}],
 )
 def test_forward_matches_a_loop_in_float64(options):
     """Every option of the architecture against its definition; catches a wrong head grouping or rotary convention."""
     torch.manual_seed(1)
     c = ModelConfig(
-        **{"vocab_size": 11, "width": 32, "heads": 4, "kv_heads": 2, "mlp_width": 40, "max_length": 16}
-        | options
+        **{"vocab_size": 11, "width": 32, "heads": 4, "kv_heads": 2, "mlp_width": 40, "max_length": 16} | options
     )
     model = Transformer(c)
     with torch.no_grad():
@@ -123,8 +117,7 @@ def test_impossible_sizes_are_refused(options, word):
 
 
 @pytest.mark.parametrize(
-    "options",
-    [{}, {"qk_norm": False}, {"qk_norm": False, "qkv_bias": True}, {"tied": False}, {"head_dim": 16}],
+    "options", [{}, {"qk_norm": False}, {"qk_norm": False, "qkv_bias": True}, {"tied": False}, {"head_dim": 16}]
 )
 def test_save_and_load_gives_the_same_hidden_states(options, tmp_path):
     model = Transformer(ModelConfig(vocab_size=16, **options))

@@ -151,8 +151,7 @@ def test_gradient_of_a_two_token_policy_by_central_differences(name):
     """
     recipe = RECIPES[name]
     z = torch.tensor(
-        [[0.3, -0.2], [1.0, 0.5], [-0.4, 0.1], [0.2, 0.9], [0.0, 0.3], [1.5, -1.0], [0.1, 0.2]],
-        dtype=torch.float64,
+        [[0.3, -0.2], [1.0, 0.5], [-0.4, 0.1], [0.2, 0.9], [0.0, 0.3], [1.5, -1.0], [0.1, 0.2]], dtype=torch.float64
     )
     y = torch.tensor([0, 1, 1, 0, 1, 0, 1])
     logprob = lambda z: z.log_softmax(-1).gather(1, y[:, None])[:, 0]  # noqa: E731
@@ -188,9 +187,7 @@ def test_the_kl_term_and_the_entropy_bonus_have_their_signs():
     one, zero = torch.ones(1), torch.zeros(1)
     lp = torch.tensor([-1.0])
     common = (lp, None, torch.tensor([0.6]), lp, zero, one, zero, zero.bool())
-    assert rl_loss(
-        *common, torch.tensor([-2.0]), recipe=Recipe(kl_coef=0.1, kl_estimator="k1")
-    ) == pytest.approx(0.1)
+    assert rl_loss(*common, torch.tensor([-2.0]), recipe=Recipe(kl_coef=0.1, kl_estimator="k1")) == pytest.approx(0.1)
     assert rl_loss(*common, recipe=Recipe(entropy_coef=0.5)) == pytest.approx(-0.3)
 
 
@@ -204,9 +201,7 @@ def test_table_names_every_algorithm_and_choice():
 
 
 def test_rloo_advantages():
-    close(
-        group_advantages(torch.tensor([[1.0, 0, 0, 1]]), "rloo"), [[0.666667, -0.666667, -0.666667, 0.666667]]
-    )
+    close(group_advantages(torch.tensor([[1.0, 0, 0, 1]]), "rloo"), [[0.666667, -0.666667, -0.666667, 0.666667]])
     close(group_advantages(torch.tensor([[1.0] + [0.0] * 7]), "rloo"), [[1.0] + [-0.142857] * 7])
     brute = torch.rand(1, 5)
     others = [(brute.sum() - r) / 4 for r in brute[0]]
@@ -215,9 +210,7 @@ def test_rloo_advantages():
 
 def test_the_expert_stands_in_the_group_of_luffy():
     """[1, 0 x 6] and an expert that is right: one mean over the eight."""
-    close(
-        group_advantages(torch.tensor([[1.0] + [0.0] * 6 + [1.0]]), "center"), [[0.75] + [-0.25] * 6 + [0.75]]
-    )
+    close(group_advantages(torch.tensor([[1.0] + [0.0] * 6 + [1.0]]), "center"), [[0.75] + [-0.25] * 6 + [0.75]])
     close(group_advantages(torch.tensor([[0.0] * 7 + [1.0]]), "center"), [[-0.125] * 7 + [0.875]])
     assert not group_advantages(torch.ones(1, 8), "center").any()  # solved: no pull to the expert
 
@@ -230,9 +223,7 @@ def test_shaping_and_its_slope(p, f, slope):
     logprob = torch.tensor([p], dtype=torch.float64).log().requires_grad_()
     loss = shaped_loss(logprob, torch.ones(1), 0.1)
     loss.backward()
-    assert loss.item() == pytest.approx(-f, abs=1e-6) and logprob.grad.item() == pytest.approx(
-        -slope, abs=1e-6
-    )
+    assert loss.item() == pytest.approx(-f, abs=1e-6) and logprob.grad.item() == pytest.approx(-slope, abs=1e-6)
 
 
 def test_cispo_caps_the_weight_and_keeps_the_gradient():
@@ -249,9 +240,17 @@ def test_gspo_has_one_ratio_a_sequence_and_one_clip():
     for clip, slope in ((0.2, -1.068939 / 3), (4e-4, 0.0)):
         recipe = replace(RECIPES["gspo"], clip_high=clip)
         terms = token_terms(
-            recipe, advantages=torch.ones(1), correct=torch.ones(1), lengths=three, trained_lengths=three,
-            expert=torch.zeros(3).bool(), sampled=old, old=old, current=(logprob, torch.zeros(3)), max_length=8,
-        )  # fmt: skip
+            recipe,
+            advantages=torch.ones(1),
+            correct=torch.ones(1),
+            lengths=three,
+            trained_lengths=three,
+            expert=torch.zeros(3).bool(),
+            sampled=old,
+            old=old,
+            current=(logprob, torch.zeros(3)),
+            max_length=8,
+        )
         leaf = logprob.clone().requires_grad_()
         rl_loss(leaf, None, None, *terms, recipe=recipe).backward()
         close(leaf.grad, [slope] * 3)
@@ -260,8 +259,16 @@ def test_gspo_has_one_ratio_a_sequence_and_one_clip():
 def test_the_sampler_correction_is_capped_and_leaves_experts_alone():
     old, sampled = torch.tensor([-0.5, 0.0, 0.5, 1.0]), torch.zeros(4)
     four = torch.tensor([4])
-    given = dict(advantages=torch.ones(1), correct=torch.ones(1), lengths=four, trained_lengths=four, sampled=sampled,
-                 old=old, current=None, max_length=4)  # fmt: skip
+    given = dict(
+        advantages=torch.ones(1),
+        correct=torch.ones(1),
+        lengths=four,
+        trained_lengths=four,
+        sampled=sampled,
+        old=old,
+        current=None,
+        max_length=4,
+    )
     terms = token_terms(RECIPES["tis"], expert=torch.zeros(4).bool(), **given)
     close(terms.advantage, [0.606531, 1.0, 1.648721, 2.0])
     mixed = replace(RECIPES["luffy"], sampler_cap=2.0)
@@ -275,10 +282,17 @@ def test_srft_weights():
     entropy = torch.tensor([0.4, 0.6, 0.9, 0.05, 0.15])
     recipe = replace(RECIPES["srft"], aggregation="constant", entropy_coef=0.0)
     terms = token_terms(
-        recipe, advantages=torch.tensor([0.3, -0.6, 0.3]), correct=torch.tensor([1.0, 0, 1]), lengths=lengths,
-        trained_lengths=lengths, expert=expert, sampled=torch.zeros(5), old=torch.zeros(5),
-        current=(torch.zeros(5), entropy), max_length=8,
-    )  # fmt: skip
+        recipe,
+        advantages=torch.tensor([0.3, -0.6, 0.3]),
+        correct=torch.tensor([1.0, 0, 1]),
+        lengths=lengths,
+        trained_lengths=lengths,
+        expert=expert,
+        sampled=torch.zeros(5),
+        old=torch.zeros(5),
+        current=(torch.zeros(5), entropy),
+        max_length=8,
+    )
     close(terms.likelihood * 24, [0.164872, 0.164872, -1.0, 24 * 0.452419 / 2, 24 * 0.452419 / 2], atol=2e-5)
     logprob = torch.tensor([-0.1, -0.2, -0.3, -0.7, -1.1])
     own = rl_loss(logprob[:3], None, None, *(t[:3] for t in terms), recipe=recipe)
@@ -302,9 +316,7 @@ def test_prefix_tokens_of_high_entropy_alone_have_an_advantage():
 
 def test_prefix_share_falls_along_the_run():
     for t, low in ((0, 0.95), (0.25, 0.818198), (0.5, 0.5), (0.75, 0.181802), (1, 0.05)):
-        assert prefix_share(t, 0.0) == pytest.approx(low, abs=1e-6) and prefix_share(t, 1.0) == pytest.approx(
-            0.95
-        )
+        assert prefix_share(t, 0.0) == pytest.approx(low, abs=1e-6) and prefix_share(t, 1.0) == pytest.approx(0.95)
     assert prefix_share(0.5, 0.3) == pytest.approx(0.635)
 
 
@@ -326,20 +338,19 @@ def test_limits():
     same_loss("upt", "grpo", **unclipped)
     same_loss("prefix_rft", "grpo")
     same_loss("upt", "sft", expert=(2, 2, 3), entropy_coef=0.0)
-    loss = rl_loss(
-        torch.full((7,), -2.0), None, None, *batch_terms(RECIPES["sft"], (2, 2, 3)), recipe=RECIPES["sft"]
-    )
+    loss = rl_loss(torch.full((7,), -2.0), None, None, *batch_terms(RECIPES["sft"], (2, 2, 3)), recipe=RECIPES["sft"])
     assert loss.item() == pytest.approx(2.0)  # the mean over expert tokens: cross-entropy
 
 
 def test_choices_on_the_command_line():
-    recipe = with_choices(
-        RECIPES["upt"], ["gate=2", "aggregation=constant", "dynamic_sampling=true", "clip_low=inf"]
-    )
+    recipe = with_choices(RECIPES["upt"], ["gate=2", "aggregation=constant", "dynamic_sampling=true", "clip_low=inf"])
     assert (recipe.gate, recipe.aggregation, recipe.dynamic_sampling) == (2, "constant", True)
     for bad, message in (
-        ("gates=2", "expected FIELD=VALUE"), ("gate=two", "'two' is no int"), ("gate", "expected FIELD=VALUE"),
-        ("aggregation=mean", "must be one of token-mean"), ("dynamic_sampling=maybe", "is no bool"),
-    ):  # fmt: skip
+        ("gates=2", "expected FIELD=VALUE"),
+        ("gate=two", "'two' is no int"),
+        ("gate", "expected FIELD=VALUE"),
+        ("aggregation=mean", "must be one of token-mean"),
+        ("dynamic_sampling=maybe", "is no bool"),
+    ):
         with pytest.raises(ValueError, match=message):
             with_choices(RECIPES["upt"], [bad])

@@ -21,9 +21,7 @@ def script(*arguments: str, processes: int = 1) -> subprocess.CompletedProcess:
     if processes > 1:
         launch += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [*launch, *arguments], cwd=ROOT, env=env, capture_output=True, text=True, timeout=120
-    )
+    return subprocess.run([*launch, *arguments], cwd=ROOT, env=env, capture_output=True, text=True, timeout=120)
 
 
 def metrics(folder: Path) -> list[dict]:
@@ -40,18 +38,36 @@ def same_weights(a: Path, b: Path) -> float:
 def files(tmp_path):
     paths = []
     for i, name in enumerate(("train", "val")):
-        rows = [
-            dict(prompt=e.prompt, trajectory=e.trajectory, answer=e.answer)
-            for e in make_examples("digits", 24, i)
-        ]
+        rows = [dict(prompt=e.prompt, trajectory=e.trajectory, answer=e.answer) for e in make_examples("digits", 24, i)]
         paths.append(write_rows(tmp_path / f"{name}.jsonl", rows))
     return paths
 
 
 def test_sft_on_two_processes_is_sft_on_one(model_dir, files, tmp_path):
     """Same losses, same weights up to rounding; the rows don't divide evenly, and rank 0 alone writes and speaks."""
-    common = ["train_sft.py", "--model", str(model_dir), "--train", files[0], "--val", files[1], "--steps", "4", "--batch", "7",
-              "--checkpoint-every", "2", "--micro-rows", "2", "--pack-length", "40", "--threads", "1", "--device", "cpu"]  # fmt: skip
+    common = [
+        "train_sft.py",
+        "--model",
+        str(model_dir),
+        "--train",
+        files[0],
+        "--val",
+        files[1],
+        "--steps",
+        "4",
+        "--batch",
+        "7",
+        "--checkpoint-every",
+        "2",
+        "--micro-rows",
+        "2",
+        "--pack-length",
+        "40",
+        "--threads",
+        "1",
+        "--device",
+        "cpu",
+    ]
     for n in (1, 2):
         done = script(*common, "--out", str(tmp_path / f"run{n}"), processes=n)
         assert done.returncode == 0, done.stderr
@@ -67,9 +83,39 @@ def test_sft_on_two_processes_is_sft_on_one(model_dir, files, tmp_path):
 
 def test_rl_on_two_processes_is_rl_on_one(model_dir, files, tmp_path):
     """The same answers are drawn, the same groups kept, the same curve; also the KL, which needs every token's score."""
-    rl = ["train_rl.py", "--model", str(model_dir), "--train", files[0], "--val", files[1], "--algo", "grpo", "--steps", "3",
-          "--prompts", "5", "--update-prompts", "3", "--group", "4", "--eval-every", "3", "--micro-rows", "2",
-          "--pack-length", "64", "--threads", "1", "--max-new-tokens", "12", "--old-logprobs", "recomputed", "--device", "cpu"]  # fmt: skip
+    rl = [
+        "train_rl.py",
+        "--model",
+        str(model_dir),
+        "--train",
+        files[0],
+        "--val",
+        files[1],
+        "--algo",
+        "grpo",
+        "--steps",
+        "3",
+        "--prompts",
+        "5",
+        "--update-prompts",
+        "3",
+        "--group",
+        "4",
+        "--eval-every",
+        "3",
+        "--micro-rows",
+        "2",
+        "--pack-length",
+        "64",
+        "--threads",
+        "1",
+        "--max-new-tokens",
+        "12",
+        "--old-logprobs",
+        "recomputed",
+        "--device",
+        "cpu",
+    ]
     for n in (1, 2):
         done = script(*rl, "--out", str(tmp_path / f"run{n}"), processes=n)
         assert done.returncode == 0, done.stderr

@@ -7,15 +7,35 @@ from dataclasses import replace
 import pytest
 
 import pipeline
-from nanopcf import config, paradigms, report
+from nanopcf import report
 from nanopcf.data import read_examples, write_jsonl
+from nanopcf.report import paradigms
+from nanopcf.report.figures import si
+from nanopcf.run import config, machine
 from nanopcf.tasks import make_examples
 
 TOY = pipeline.PipelineConfig(
-    preset="tiny", corpus=400, base_steps=12, base_batch=16, pool=60, candidates=("uniform-20", "hard-20"), val=16,
-    test=24, sft_steps=6, sft_checkpoints=3, passk=2, every_regime=("uniform-20",), rl_prompts=16, rl_steps=4,
-    rl_batch=4, rl_group=4, rl_points=4, workers=2, threads=1, device="cpu",
-)  # fmt: skip
+    preset="tiny",
+    corpus=400,
+    base_steps=12,
+    base_batch=16,
+    pool=60,
+    candidates=("uniform-20", "hard-20"),
+    val=16,
+    test=24,
+    sft_steps=6,
+    sft_checkpoints=3,
+    passk=2,
+    every_regime=("uniform-20",),
+    rl_prompts=16,
+    rl_steps=4,
+    rl_batch=4,
+    rl_group=4,
+    rl_points=4,
+    workers=2,
+    threads=1,
+    device="cpu",
+)
 
 
 def stamps(out) -> dict[str, int]:
@@ -30,9 +50,7 @@ def test_pipeline_end_to_end_and_its_cache(tmp_path, capfd):
     saved = json.loads((tmp_path / "run" / "report.json").read_text())
     assert {"seed", "preset", "candidates", "branches", "selector", "environment", "elapsed_s"} <= set(saved)
     assert {"name", "size", "difficulty", "min_val_loss", "checkpoints"} <= set(saved["candidates"][0])
-    assert {"dataset", "sft_step", "regime", "x_sft", "p_sft", "a_post", "pl_rl", "status"} <= set(
-        saved["branches"][0]
-    )
+    assert {"dataset", "sft_step", "regime", "x_sft", "p_sft", "a_post", "pl_rl", "status"} <= set(saved["branches"][0])
     assert {"chosen", "spearman", "pearson"} <= set(saved["selector"])
     assert {b["dataset"] for b in saved["branches"]} == {"base", "uniform-20", "hard-20"}
     page = (tmp_path / "run" / "report.html").read_text()
@@ -53,8 +71,11 @@ def test_pipeline_end_to_end_and_its_cache(tmp_path, capfd):
     # every paradigm from both starts, until the same total is spent
     rows = changed["paradigms"]
     assert [(r["algo"], r["start"]) for r in rows] == [
-        ("grpo", "base"), ("grpo", "sft"), ("luffy", "base"), ("luffy", "sft"),
-    ]  # fmt: skip
+        ("grpo", "base"),
+        ("grpo", "sft"),
+        ("luffy", "base"),
+        ("luffy", "sft"),
+    ]
     for r in rows:
         assert (r["x_sft"] > 0) == (r["start"] == "sft") and r["curve"][0]["x"] == r["x_sft"]
         assert 5e9 <= r["curve"][-1]["x"] < 6e9
@@ -67,13 +88,19 @@ def test_a_given_model_on_given_problems(tmp_path, model_dir):
     train, test = make_examples("digits", 90, 3), make_examples("digits", 12, 4)
     write_jsonl(tmp_path / "train.jsonl", [*train, test[0]])
     write_jsonl(tmp_path / "test.jsonl", test)
-    c = replace(TOY, model=str(model_dir), data=str(tmp_path / "train.jsonl"), test_data=str(tmp_path / "test.jsonl"),
-                out=str(tmp_path / "run"), candidates=("uniform-20",), max_new_tokens=16, pack_length=64)  # fmt: skip
+    c = replace(
+        TOY,
+        model=str(model_dir),
+        data=str(tmp_path / "train.jsonl"),
+        test_data=str(tmp_path / "test.jsonl"),
+        out=str(tmp_path / "run"),
+        candidates=("uniform-20",),
+        max_new_tokens=16,
+        pack_length=64,
+    )
     result = pipeline.main(c)
     assert result["branches"][0]["dataset"] == "base" and result["base"]["parameters"] == 16_064
-    parts = {
-        n: read_examples(tmp_path / "run" / "data" / f"{n}.jsonl") for n in ("test", "val", "rl", "corpus")
-    }
+    parts = {n: read_examples(tmp_path / "run" / "data" / f"{n}.jsonl") for n in ("test", "val", "rl", "corpus")}
     assert [e.prompt for e in parts["test"]] == [e.prompt for e in test]
     prompts = [e.prompt for n in ("val", "rl", "corpus") for e in parts[n]]
     assert sorted(prompts) == sorted({e.prompt for e in train} - {e.prompt for e in test})
@@ -89,11 +116,7 @@ def test_presets_are_whole(preset, tmp_path):
     needs = {"smollm2": ["--model", "x"], "smoke": ["--model", "x"]}.get(preset, [])
     real = ["--data", "a", "--test-data", "b"] if needs or preset.startswith("qwen") else []
     c = config.parse(
-        pipeline.PipelineConfig,
-        "",
-        ["--preset", preset, *needs, *real],
-        presets=pipeline.PRESETS,
-        preset="demo",
+        pipeline.PipelineConfig, "", ["--preset", preset, *needs, *real], presets=pipeline.PRESETS, preset="demo"
     )
     assert c.preset == preset and bool(c.data) == bool(real)
 
@@ -114,7 +137,7 @@ def test_seed_changes_the_numbers(tmp_path):
 
 def test_a_real_model_is_scored_with_a_probed_number_of_threads(model_dir, monkeypatch):
     asked = []
-    monkeypatch.setattr(pipeline.runs, "set_threads", lambda threads, model: asked.append(threads))
+    monkeypatch.setattr(machine, "set_threads", lambda threads, model: asked.append(threads))
     pipeline.open_model(TOY, str(model_dir))
     real = replace(TOY, data="x", test_data="y", model=str(model_dir), threads=0)
     pipeline.open_model(real, str(model_dir))
@@ -134,8 +157,21 @@ def branch(dataset, step, regime, status, best, low, high, p_sft=0.3):
         rmse_heldout=None,
     )
     curve = [{"x": 0.0, "score": p_sft}, {"x": 1e9, "score": best}, {"x": 2e9, "score": best}]
-    return dict(dataset=dataset, sft_step=step, regime=regime, status=status, best=best, a_post_low=low, a_post_high=high,
-                p_sft=p_sft, x_sft=step * 1e7, curve=curve, greedy_before=0.3, greedy_after=0.5, **fit)  # fmt: skip
+    return dict(
+        dataset=dataset,
+        sft_step=step,
+        regime=regime,
+        status=status,
+        best=best,
+        a_post_low=low,
+        a_post_high=high,
+        p_sft=p_sft,
+        x_sft=step * 1e7,
+        curve=curve,
+        greedy_before=0.3,
+        greedy_after=0.5,
+        **fit,
+    )
 
 
 @pytest.fixture
@@ -143,11 +179,18 @@ def made_up() -> dict:
     """A report whose verdicts are known by construction."""
     checkpoint = dict(x_sft=1e8, score=0.4, pass_at_k=0.6, k=8)
     candidates = [
-        dict(name=name, size=size, difficulty="uniform", min_val_loss=loss, checkpoints=[
-            dict(checkpoint, step=10, val_loss=loss, regime="stable"), dict(checkpoint, step=20, x_sft=2e8, val_loss=2 * loss, regime="severe"),
-        ])
+        dict(
+            name=name,
+            size=size,
+            difficulty="uniform",
+            min_val_loss=loss,
+            checkpoints=[
+                dict(checkpoint, step=10, val_loss=loss, regime="stable"),
+                dict(checkpoint, step=20, x_sft=2e8, val_loss=2 * loss, regime="severe"),
+            ],
+        )
         for name, size, loss in (("uniform-50", 50, 0.5), ("uniform-200", 200, 0.2), ("uniform-800", 800, 0.1))
-    ]  # fmt: skip
+    ]
     branches = [
         branch("base", 0, "base", "still rising", 0.2, 0.2, 1.0, p_sft=0.1),
         branch("uniform-50", 10, "stable", "saturated", 0.5, 0.48, 0.52),
@@ -157,17 +200,33 @@ def made_up() -> dict:
         branch("uniform-800", 10, "stable", "saturated", 0.9, 0.88, 0.92),
     ]
     ranking = [
-        dict(name=c["name"], min_val_loss=c["min_val_loss"], recommended_step=10, recommended_regime="stable", score=0.4,
-             pass_at_k=0.6, a_post=a, status="saturated")
+        dict(
+            name=c["name"],
+            min_val_loss=c["min_val_loss"],
+            recommended_step=10,
+            recommended_regime="stable",
+            score=0.4,
+            pass_at_k=0.6,
+            a_post=a,
+            status="saturated",
+        )
         for c, a in zip(candidates, (0.5, 0.7, 0.9), strict=True)
-    ]  # fmt: skip
+    ]
     sample = dict(dataset="uniform-50", prompt="<script>alert(1)</script>", answer="2", before="1", after="2")
     return dict(
-        seed=0, preset="demo", task="digits", flags={"test": 500}, base=dict(p_0=0.1, parameters=1000, pretrain_loss=1.0),
-        candidates=candidates, branches=branches, selector=dict(chosen="uniform-800", ranking=ranking, spearman=-1.0, p_value=0.04, pearson=-0.9, n=3),
-        paradigms=[], samples=[dict(sample, before_correct=False, after_correct=True)],
-        environment=dict(command="x", versions={"python": "3"}, device="cpu", commit="abc"), elapsed_s={"total": 60.0},
-    )  # fmt: skip
+        seed=0,
+        preset="demo",
+        task="digits",
+        flags={"test": 500},
+        base=dict(p_0=0.1, parameters=1000, pretrain_loss=1.0),
+        candidates=candidates,
+        branches=branches,
+        selector=dict(chosen="uniform-800", ranking=ranking, spearman=-1.0, p_value=0.04, pearson=-0.9, n=3),
+        paradigms=[],
+        samples=[dict(sample, before_correct=False, after_correct=True)],
+        environment=dict(command="x", versions={"python": "3"}, device="cpu", commit="abc"),
+        elapsed_s={"total": 60.0},
+    )
 
 
 def test_claims_follow_the_intervals(made_up):
@@ -200,12 +259,7 @@ def test_report_without_matplotlib(made_up, tmp_path, monkeypatch):
 
 
 def test_flops_have_their_unit():
-    assert [report.si(v) for v in (5.0, 1.5e9, 2.34e12, 4e18)] == [
-        "5 FLOPs",
-        "1.5 GFLOPs",
-        "2.34 TFLOPs",
-        "4 EFLOPs",
-    ]
+    assert [si(v) for v in (5.0, 1.5e9, 2.34e12, 4e18)] == ["5 FLOPs", "1.5 GFLOPs", "2.34 TFLOPs", "4 EFLOPs"]
 
 
 def curve_of(scores: list[float], start: float = 0.0) -> list[dict]:
@@ -220,11 +274,9 @@ def test_summary_of_paradigms():
     ] + [
         dict(algo="dapo_dc", start="sft", seed=s, x_sft=5.0, curve=curve_of(v, 5.0))
         for s, v in enumerate(([0.4, 0.7, 0.9, 0.9, 0.9], [0.4, 0.7, 0.92, 0.92, 0.92, 0.92]))
-    ]  # fmt: skip
+    ]
     luffy, sequential = paradigms.summarise(runs)
-    assert luffy["final"] == pytest.approx((0.5 + 0.7) / 2) and luffy["final_sd"] == pytest.approx(
-        0.2 / 2**0.5
-    )
+    assert luffy["final"] == pytest.approx((0.5 + 0.7) / 2) and luffy["final_sd"] == pytest.approx(0.2 / 2**0.5)
     assert luffy["peak"] == pytest.approx(0.7) and luffy["wobble"] == pytest.approx(0.5 * 0.3 / 3**0.5)
     assert [p["score"] for p in luffy["curve"]] == pytest.approx([0.1, 0.2, 0.7, 0.55, 0.55])
     assert sequential["final"] == pytest.approx(0.91) and len(sequential["curve"]) == 5

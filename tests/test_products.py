@@ -7,7 +7,12 @@ import torch.nn.functional as F
 from kernels import products
 
 
-@pytest.fixture(params=[False, pytest.param(True, marks=pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="no oneDNN"))])  # fmt: skip
+@pytest.fixture(
+    params=[
+        False,
+        pytest.param(True, marks=pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="no oneDNN")),
+    ]
+)
 def by_onednn(request, monkeypatch) -> bool:
     monkeypatch.setattr(products, "ONEDNN", request.param)
     monkeypatch.setattr(products, "SMALL", 1)
@@ -39,20 +44,14 @@ def test_product_and_sum_against_float64(by_onednn, M, N, K):
 
 
 def test_a_large_sum_is_added_in_parts(by_onednn):
-    a, b, total = (
-        torch.randn(6, 2 * products.ROWS + 17),
-        torch.randn(6, 8),
-        torch.zeros(2 * products.ROWS + 17, 8),
-    )
+    a, b, total = (torch.randn(6, 2 * products.ROWS + 17), torch.randn(6, 8), torch.zeros(2 * products.ROWS + 17, 8))
     products.add_product(total, a, b)
     torch.testing.assert_close(total, a.T @ b)
 
 
 @pytest.mark.parametrize("shape", [(10,), (3, 10), (2, 5, 10), (2, 0, 10)])
 @pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize(
-    "out", [4, 24]
-)  # the weight's gradient is made differently when it is the longer side
+@pytest.mark.parametrize("out", [4, 24])  # the weight's gradient is made differently when it is the longer side
 def test_linear_and_its_gradients_are_those_of_torch(by_onednn, shape, bias, out):
     x, weight = torch.randn(shape, requires_grad=True), torch.randn(out, 10, requires_grad=True)
     inputs = [x, weight] + ([torch.randn(out, requires_grad=True)] if bias else [])
@@ -61,9 +60,7 @@ def test_linear_and_its_gradients_are_those_of_torch(by_onednn, shape, bias, out
     g = torch.randn_like(want)
     for a, b in zip(torch.autograd.grad(got, inputs, g), torch.autograd.grad(want, inputs, g), strict=True):
         torch.testing.assert_close(a, b)
-    (dx,) = torch.autograd.grad(
-        products.linear(x, weight.detach()).sum(), x
-    )  # a gradient that is one number, expanded
+    (dx,) = torch.autograd.grad(products.linear(x, weight.detach()).sum(), x)  # a gradient that is one number, expanded
     torch.testing.assert_close(dx, torch.autograd.grad(F.linear(x, weight).sum(), x)[0])
     with torch.inference_mode():
         torch.testing.assert_close(products.linear(*inputs), want)

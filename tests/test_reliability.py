@@ -21,11 +21,14 @@ from conftest import ROOT, TIMED, run_script, write_rows
 from safetensors.torch import load_file
 
 import train_rl
-from nanopcf import config, replay, runs
-from nanopcf.data import Sequence, pack, write_jsonl
+from nanopcf.data import write_jsonl
 from nanopcf.optim import Optimizer
+from nanopcf.packing import Sequence, pack
+from nanopcf.run import config, files, signals
+from nanopcf.run.folder import checkpoints, read_metrics
 from nanopcf.tasks import make_examples
 from nanopcf.tokenizer import nano_tokenizer
+from nanopcf.tools import replay
 
 
 def command(script: str, model_dir: Path, tmp_path: Path, out: Path, steps: int = 40) -> list[str]:
@@ -39,20 +42,9 @@ def command(script: str, model_dir: Path, tmp_path: Path, out: Path, steps: int 
         rows = [{"prompt": p, "trajectory": a, "answer": a} for p, a in zip("+-*=", "0123", strict=True)]
         path = write_rows(tmp_path / "rl.jsonl", rows)
         flags |= dict(
-            train=path,
-            val=path,
-            algo="upt",
-            prompts=4,
-            update_prompts=2,
-            group=4,
-            max_new_tokens=3,
-            eval_every=7,
+            train=path, val=path, algo="upt", prompts=4, update_prompts=2, group=4, max_new_tokens=3, eval_every=7
         )
-    return [
-        sys.executable,
-        script,
-        *(part for k, v in flags.items() for part in ("--" + k.replace("_", "-"), str(v))),
-    ]
+    return [sys.executable, script, *(part for k, v in flags.items() for part in ("--" + k.replace("_", "-"), str(v)))]
 
 
 def start(arguments: list[str], **options) -> subprocess.Popen:
@@ -67,21 +59,17 @@ def finish(arguments: list[str]) -> None:
 
 
 def wait_for_step(out: Path, process: subprocess.Popen, count: int = 2) -> None:
-    while process.poll() is None and len(runs.checkpoints(out)) < count:
+    while process.poll() is None and len(checkpoints(out)) < count:
         time.sleep(0.02)
 
 
 def what_is_left(out: Path) -> tuple:
     """Weights, optimizer and metrics at the end of a run, without what a clock wrote."""
-    step, folder = runs.checkpoints(out)[-1]
-    tensors = {
-        f"{f}/{k}": v
-        for f in ("model", "optimizer")
-        for k, v in load_file(folder / f"{f}.safetensors").items()
-    }
+    step, folder = checkpoints(out)[-1]
+    tensors = {f"{f}/{k}": v for f in ("model", "optimizer") for k, v in load_file(folder / f"{f}.safetensors").items()}
     lines = (out / "metrics.jsonl").read_text().splitlines()
     rows = [{k: v for k, v in json.loads(line).items() if k not in TIMED} for line in lines]
-    return step, tensors, rows, runs.read_json(folder / "state.json")
+    return step, tensors, rows, files.read_json(folder / "state.json")
 
 
 def same(a: tuple, b: tuple) -> None:
@@ -95,9 +83,7 @@ def script(request) -> str:
 
 
 @pytest.mark.parametrize("kills", [2, pytest.param(50, marks=pytest.mark.long)])
-def test_killed_at_any_moment_and_resumed_a_run_ends_as_if_it_had_not_been(
-    script, kills, model_dir, tmp_path
-):
+def test_killed_at_any_moment_and_resumed_a_run_ends_as_if_it_had_not_been(script, kills, model_dir, tmp_path):
     """SIGKILL after a random time, most of them in or near a save (there is one a step), until the run is through."""
     steps = max(40, 4 * kills)
     finish(command(script, model_dir, tmp_path, tmp_path / "whole", steps))
@@ -105,14 +91,12 @@ def test_killed_at_any_moment_and_resumed_a_run_ends_as_if_it_had_not_been(
     rng, killed = random.Random(0), 0
     while killed < kills:
         process = start(arguments + ["--resume"] * (killed > 0))
-        have = len(runs.checkpoints(tmp_path / "cut"))
+        have = len(checkpoints(tmp_path / "cut"))
         wait_for_step(tmp_path / "cut", process, have + 1)
         time.sleep(rng.random() * 0.05)
         process.kill()
         process.communicate()
-        assert (
-            process.returncode == -signal.SIGKILL
-        )  # it has more steps than kills: none ends before its kill
+        assert process.returncode == -signal.SIGKILL  # it has more steps than kills: none ends before its kill
         killed += 1
     finish([*arguments, "--resume"])
     same(what_is_left(tmp_path / "whole"), what_is_left(tmp_path / "cut"))
@@ -122,17 +106,7 @@ def test_killed_at_any_moment_and_resumed_a_run_ends_as_if_it_had_not_been(
 @pytest.mark.long
 def test_a_pipeline_killed_or_stopped_ends_as_if_it_had_not_been(tmp_path):
     """SIGKILL, SIGTERM and SIGINT in turn, twelve times, after a random time; then the report is that of a whole run."""
-    arguments = [
-        sys.executable,
-        "pipeline.py",
-        "--preset",
-        "tiny",
-        "--device",
-        "cpu",
-        "--threads",
-        "1",
-        "--out",
-    ]
+    arguments = [sys.executable, "pipeline.py", "--preset", "tiny", "--device", "cpu", "--threads", "1", "--out"]
     subprocess.run([*arguments, str(tmp_path / "whole")], cwd=ROOT, check=True)
     rng, out = random.Random(0), tmp_path / "cut"
     for i in range(12):
@@ -145,7 +119,7 @@ def test_a_pipeline_killed_or_stopped_ends_as_if_it_had_not_been(tmp_path):
         if process.returncode > 0:
             assert "the same command with --resume goes on" in said and "Traceback" not in said
     subprocess.run([*arguments, str(out), "--resume"], cwd=ROOT, check=True)
-    a, b = (runs.read_json(f / "report.json") for f in (tmp_path / "whole", out))
+    a, b = (files.read_json(f / "report.json") for f in (tmp_path / "whole", out))
     for key in ("base", "candidates", "branches", "selector", "samples"):
         text = json.dumps(b[key]).replace(str(out), str(tmp_path / "whole"))
         assert json.loads(text) == a[key]
@@ -166,21 +140,22 @@ def test_a_stopped_run_saves_says_how_to_go_on_and_does(number, code, model_dir,
     _, said = process.communicate(timeout=60)
     assert process.returncode == code, said
     assert "saved; the same command with --resume goes on" in said and "Traceback" not in said
-    assert runs.checkpoints(tmp_path / "cut")[-1][0] > 0
+    assert checkpoints(tmp_path / "cut")[-1][0] > 0
     finish([*arguments, "--resume"])
     a, b = what_is_left(tmp_path / "whole"), what_is_left(tmp_path / "cut")
     assert a[1].keys() == b[1].keys() and all(a[1][k].equal(b[1][k]) for k in a[1])
 
 
 def test_a_second_signal_ends_at_once():
-    with runs.stoppable() as asked:
+    with signals.stoppable() as asked:
         assert asked() == 0
         os.kill(os.getpid(), signal.SIGTERM)
         assert asked() == signal.SIGTERM
     code = """
 import os, signal, time
-from nanopcf import runs
-with runs.stoppable():
+from nanopcf.run import signals
+
+with signals.stoppable():
     os.kill(os.getpid(), signal.SIGINT)
     os.kill(os.getpid(), signal.SIGINT)  # at the heels of the first: it counts as one
     print("once", flush=True)
@@ -201,16 +176,12 @@ def test_a_full_disk_is_one_sentence_and_the_last_checkpoint_stays(model_dir, tm
     wait_for_step(out, process, 3)
     process.kill()
     process.communicate()
-    step = runs.checkpoints(out)[-1][0]
+    step = checkpoints(out)[-1][0]
     small = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))  # noqa: E731
     process = start([*arguments, "--resume"], preexec_fn=small)
     _, said = process.communicate(timeout=60)
-    assert (
-        process.returncode == 2
-        and said.strip().splitlines()[-1].startswith("error: ")
-        and "Traceback" not in said
-    )
-    assert runs.checkpoints(out)[-1][0] == step and not list((out / "checkpoints").glob("*.tmp"))
+    assert process.returncode == 2 and said.strip().splitlines()[-1].startswith("error: ") and "Traceback" not in said
+    assert checkpoints(out)[-1][0] == step and not list((out / "checkpoints").glob("*.tmp"))
     finish([*arguments, "--resume"])
     same(what_is_left(tmp_path / "whole"), what_is_left(out))
 
@@ -226,7 +197,7 @@ def test_two_processes_do_not_share_a_run_folder(model_dir, tmp_path):
     first.kill()  # its lock dies with it
     first.communicate()
     third = start([*arguments, "--resume"])
-    have = len(runs.checkpoints(out))
+    have = len(checkpoints(out))
     wait_for_step(out, third, have + 1)
     assert third.poll() is None
     third.kill()
@@ -242,10 +213,10 @@ def test_the_newest_and_the_best_checkpoints_are_kept(script, model_dir, tmp_pat
         arguments += ["--lr", "1", "--warmup", "0"]  # the loss rises
     finish(arguments)
     column, sign = ("val_loss", -1) if script == "train_sft.py" else ("score", 1)
-    rows = [r for r in runs.read_metrics(tmp_path / "run" / "metrics.jsonl") if column in r]
+    rows = [r for r in read_metrics(tmp_path / "run" / "metrics.jsonl") if column in r]
     first = 0 if script == "train_sft.py" else 1  # RL saves no checkpoint of where it starts
     best = max((r for r in rows if r["step"] >= first), key=lambda r: sign * r[column])["step"]
-    assert [step for step, _ in runs.checkpoints(tmp_path / "run")] == sorted({best, 9, 10})
+    assert [step for step, _ in checkpoints(tmp_path / "run")] == sorted({best, 9, 10})
     assert best < 9 or script == "train_rl.py"  # so the test shows something
     if script == "train_sft.py":
         table = json.loads((tmp_path / "run" / "checkpoints.json").read_text())
@@ -256,12 +227,12 @@ def test_a_number_gone_wrong_is_replayed_to_the_module_and_the_gradients(model, 
     with torch.no_grad():
         model.blocks[1].mlp.down.weight[3, 5] = float("nan")
     rows = pack([Sequence([1, 2, 3, 4, 5], 2), Sequence([6, 7, 8], 1)], 5)
-    with pytest.raises(ValueError, match=r"step 7: the loss is nan; .*python -m nanopcf.replay"):
+    with pytest.raises(ValueError, match=r"step 7: the loss is nan; .*python -m nanopcf.tools.replay"):
         replay.stop(tmp_path, "step 7: the loss is nan", model, nano_tokenizer(), rows)
     seen = replay.replay(tmp_path / "not-finite", torch.device("cpu"))
     assert seen["module"] == "blocks.1.mlp.down" and math.isnan(seen["gradient_norm"])
     assert "blocks.1.mlp.down.weight" in seen["gradients"] and len(seen["rows"]) == 2
-    done = run_script("-m", "nanopcf.replay", str(tmp_path / "not-finite"))
+    done = run_script("-m", "nanopcf.tools.replay", str(tmp_path / "not-finite"))
     assert done.returncode == 0 and "isn't finite: blocks.1.mlp.down\n" in done.stdout
 
 
@@ -294,4 +265,4 @@ def test_a_policy_that_blows_up_is_caught_in_its_own_log_probs(model_dir, tmp_pa
     )
     with pytest.raises(ValueError, match=r"step \d: the .* is (nan|-?inf); .*replay"):
         train_rl.main(c)
-    assert not runs.checkpoints(tmp_path / "run") or runs.checkpoints(tmp_path / "run")[-1][0] == 1
+    assert not checkpoints(tmp_path / "run") or checkpoints(tmp_path / "run")[-1][0] == 1

@@ -6,15 +6,17 @@ import re
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from conftest import ROOT, write_rows
 
 import train_rl
-from nanopcf import flops, runs
+from nanopcf import flops
 from nanopcf.objectives import POLICY_LOSSES, RECIPES
 from nanopcf.rollouts import Problem, roll_out, step_flops
+from nanopcf.run.folder import checkpoints, read_metrics
 from nanopcf.sampler import Sampler
 from nanopcf.tokenizer import nano_tokenizer
 
@@ -26,17 +28,22 @@ PROBLEMS = [Problem(TOKENIZER.encode("7+8="), "15", EXPERT), Problem(TOKENIZER.e
 def groups_of(model, algo: str, **changed):
     recipe = replace(RECIPES[algo], **{k: v for k, v in changed.items() if k == "gate"})
     options = dict(
-        places=range(2), group=4, decode=TOKENIZER.decode, max_new_tokens=12, temperature=0.7,
-        stop_ids=TOKENIZER.stop_ids, seed=(3, 0), progress=0.0,
-    )  # fmt: skip
+        places=range(2),
+        group=4,
+        decode=TOKENIZER.decode,
+        max_new_tokens=12,
+        temperature=0.7,
+        stop_ids=TOKENIZER.stop_ids,
+        seed=(3, 0),
+        progress=0.0,
+    )
     options |= {k: v for k, v in changed.items() if k != "gate"}
     sampler = Sampler(model, slots=5, max_length=64)
     return recipe, roll_out(sampler, recipe, PROBLEMS, **options)
 
 
 @pytest.mark.parametrize(
-    ("algo", "tried", "trained"),
-    [("grpo", 4, 4), ("luffy", 3, 4), ("srft", 3, 4), ("prefix_rft", 3, 4), ("sft", 0, 1)],
+    ("algo", "tried", "trained"), [("grpo", 4, 4), ("luffy", 3, 4), ("srft", 3, 4), ("prefix_rft", 3, 4), ("sft", 0, 1)]
 )
 def test_who_is_in_a_group(model, algo, tried, trained):
     _, groups = groups_of(model, algo)
@@ -82,9 +89,18 @@ def test_a_part_of_a_round_draws_what_the_whole_would(model):
     _, whole = groups_of(model, "prefix_rft", progress=0.6)
     sampler = Sampler(model, slots=8, max_length=64)
     (second,) = roll_out(
-        sampler, RECIPES["prefix_rft"], PROBLEMS[1:], places=[1], group=4, decode=TOKENIZER.decode, max_new_tokens=12,
-        temperature=0.7, stop_ids=TOKENIZER.stop_ids, seed=(3, 0), progress=0.6,
-    )  # fmt: skip
+        sampler,
+        RECIPES["prefix_rft"],
+        PROBLEMS[1:],
+        places=[1],
+        group=4,
+        decode=TOKENIZER.decode,
+        max_new_tokens=12,
+        temperature=0.7,
+        stop_ids=TOKENIZER.stop_ids,
+        seed=(3, 0),
+        progress=0.6,
+    )
     assert [r.tokens for r in second.rollouts] == [r.tokens for r in whole[1].rollouts]
 
 
@@ -114,22 +130,32 @@ def test_compute_by_each_paradigm_s_equation(model):
 @pytest.fixture
 def rl(model_dir, tmp_path) -> train_rl.RLConfig:
     """Problems that a random model never solves: a signal can come from the expert alone."""
-    rows = [
-        {"prompt": p, "trajectory": f"{a}7", "answer": f"{a}7"} for p, a in zip("+-*=", "0123", strict=True)
-    ]
+    rows = [{"prompt": p, "trajectory": f"{a}7", "answer": f"{a}7"} for p, a in zip("+-*=", "0123", strict=True)]
     path = write_rows(tmp_path / "rl.jsonl", rows)
     return train_rl.RLConfig(
-        model=str(model_dir), train=path, val=path, out=str(tmp_path / "rl"), steps=30, prompts=4, update_prompts=4,
-        group=8, lr=5e-3, eval_every=30, eval_samples=32, eval_temperature=1.0, checkpoint_every=100, max_new_tokens=3,
+        model=str(model_dir),
+        train=path,
+        val=path,
+        out=str(tmp_path / "rl"),
+        steps=30,
+        prompts=4,
+        update_prompts=4,
+        group=8,
+        lr=5e-3,
+        eval_every=30,
+        eval_samples=32,
+        eval_temperature=1.0,
+        checkpoint_every=100,
+        max_new_tokens=3,
         device="cpu",
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.parametrize("algo", ["sft", "luffy", "srft", "upt", "prefix_rft"])
 def test_experts_teach_what_the_policy_never_finds(rl, algo):
     curve = train_rl.main(replace(rl, algo=algo, steps=200 if algo == "prefix_rft" else 40, eval_every=200))
     assert curve[0]["score"] < 0.1 and curve[-1]["score"] > 0.6
-    rows = runs.read_metrics(runs.Path(rl.out) / "metrics.jsonl")
+    rows = read_metrics(Path(rl.out) / "metrics.jsonl")
     assert rows[1]["expert_share"] > 0
 
 
@@ -138,14 +164,14 @@ def test_open_and_closed_gate_are_grpo_and_sft_in_the_loop(rl, tmp_path):
 
     weights = {}
     for name, algo, choices in (
-        ("open", "upt", ("gate=-1",)), ("grpo", "grpo", ("clip_low=inf", "clip_high=inf")),
-        ("closed", "upt", ("gate=8", "entropy_coef=0")), ("sft", "sft", ()),
-    ):  # fmt: skip
+        ("open", "upt", ("gate=-1",)),
+        ("grpo", "grpo", ("clip_low=inf", "clip_high=inf")),
+        ("closed", "upt", ("gate=8", "entropy_coef=0")),
+        ("sft", "sft", ()),
+    ):
         out = tmp_path / name
-        train_rl.main(
-            replace(rl, algo=algo, set=choices, steps=3, eval_every=3, eval_samples=1, out=str(out))
-        )
-        weights[name] = load_file(runs.checkpoints(out)[-1][1] / "model.safetensors")
+        train_rl.main(replace(rl, algo=algo, set=choices, steps=3, eval_every=3, eval_samples=1, out=str(out)))
+        weights[name] = load_file(checkpoints(out)[-1][1] / "model.safetensors")
     for a, b in (("open", "grpo"), ("closed", "sft")):
         assert all(torch.equal(weights[a][k], weights[b][k]) for k in weights[a]), (a, b)
     assert any(not torch.equal(weights["open"][k], weights["sft"][k]) for k in weights["sft"])
@@ -158,18 +184,10 @@ def test_updates_after_the_first_stay_finite(rl, algo, tmp_path):
     path = write_rows(tmp_path / "easy.jsonl", rows)
     train_rl.main(
         replace(
-            rl,
-            algo=algo,
-            train=path,
-            val=path,
-            update_prompts=1,
-            steps=4,
-            eval_every=4,
-            group=32,
-            max_new_tokens=2,
+            rl, algo=algo, train=path, val=path, update_prompts=1, steps=4, eval_every=4, group=32, max_new_tokens=2
         )
     )
-    rows = [r for r in runs.read_metrics(runs.Path(rl.out) / "metrics.jsonl") if "loss" in r]
+    rows = [r for r in read_metrics(Path(rl.out) / "metrics.jsonl") if "loss" in r]
     assert len(rows) == 4 and any(r["grad_norm"] > 0 for r in rows)
 
 
@@ -188,14 +206,7 @@ def test_a_budget_of_compute_ends_the_run_and_spaces_the_points(rl):
     assert (
         train_rl.main(
             replace(
-                rl,
-                algo="grpo",
-                steps=20,
-                max_flops=budget,
-                eval_flops=budget / 3,
-                eval_samples=1,
-                out=out,
-                resume=True,
+                rl, algo="grpo", steps=20, max_flops=budget, eval_flops=budget / 3, eval_samples=1, out=out, resume=True
             )
         )
         == curve
@@ -217,15 +228,16 @@ def test_the_example_of_extending_md_runs(rl, tmp_path):
     assert len(text.splitlines()) < 60
     (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     (tmp_path / "dual_clip.py").write_text(code)
-    flags = dict(
-        model=rl.model, train=rl.train, val=rl.val, out=str(tmp_path / "out"), steps=2, prompts=4, group=8
-    )
+    flags = dict(model=rl.model, train=rl.train, val=rl.val, out=str(tmp_path / "out"), steps=2, prompts=4, group=8)
     flags |= dict(update_prompts=1, eval_every=2, max_new_tokens=2, device="cpu", algo="dual_clip")
     arguments = [part for k, v in flags.items() for part in ("--" + k.replace("_", "-"), str(v))]
     result = subprocess.run(
         [sys.executable, str(tmp_path / "dual_clip.py"), *arguments],
-        cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
-    )  # fmt: skip
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
     assert result.returncode == 0, result.stderr
     assert "dual_clip" in result.stderr and "greedy" in result.stdout
     scope: dict = {"__name__": "dual_clip"}

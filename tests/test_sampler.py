@@ -88,10 +88,7 @@ def test_uniforms_are_uniform_and_independent():
     u = counter_uniforms(7, np.arange(300), 200)
     assert 0 <= u.min() and u.max() < 1
     assert abs(u.mean() - 0.5) < 0.005 and abs(u.var() - 1 / 12) < 0.002
-    correlation = [
-        np.corrcoef(u[:-1].ravel(), u[1:].ravel()),
-        np.corrcoef(u[:, :-1].ravel(), u[:, 1:].ravel()),
-    ]
+    correlation = [np.corrcoef(u[:-1].ravel(), u[1:].ravel()), np.corrcoef(u[:, :-1].ravel(), u[:, 1:].ravel())]
     assert max(abs(c[0, 1]) for c in correlation) < 0.02
     assert np.array_equal(
         counter_uniforms(7, np.array([9, 3]), 50), u[[9, 3], :50]
@@ -136,9 +133,7 @@ def test_steps_of_many_lengths_are_few_captures():
     """Whatever is asked for is covered, with an eighth to a quarter of work in vain above 512 positions."""
     covered = []
     replay = Replay(lambda rows, S: covered.append((rows, S)), lambda work: work, slots=24, length=5000)
-    for live, S in [(24, 1), (13, 64), (12, 65), (7, 700), (3, 4095), (1, 4999)] + [
-        (24, s) for s in range(600, 5000)
-    ]:
+    for live, S in [(24, 1), (13, 64), (12, 65), (7, 700), (3, 4095), (1, 4999)] + [(24, s) for s in range(600, 5000)]:
         replay(live, S)
         rows, length = covered[-1]
         assert live <= rows < 2 * live and S <= length <= max(S + 63, 1.25 * S)

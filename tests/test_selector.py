@@ -24,9 +24,7 @@ def test_what_few_sets_can_say() -> None:
     table5 = agreement([0.51, 0.42, 0.41, 0.39, 0.37], [77.3, 79.7, 82.6, 82.8, 84.0])
     assert table5["p_value"] == pytest.approx(1 / 120)
     z = np.arctanh(table5["pearson"])
-    assert table5["pearson_interval"] == pytest.approx(
-        (np.tanh(z - 1.645 / 2**0.5), np.tanh(z + 1.645 / 2**0.5))
-    )
+    assert table5["pearson_interval"] == pytest.approx((np.tanh(z - 1.645 / 2**0.5), np.tanh(z + 1.645 / 2**0.5)))
     many = agreement(list(range(10, 0, -1)), list(range(10)))
     assert many["p_value"] <= 1e-3 and agreement([2.0, 1.0], [1.0, 2.0])["pearson_interval"] is None
 

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from nanopcf import checkpoint, smollm2
+from nanopcf import checkpoint
 from nanopcf.model import ModelConfig, Transformer
 from nanopcf.tokenizer import nano_tokenizer
+from nanopcf.tools import smollm2
 
 TEMPLATE = "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 
@@ -17,13 +18,21 @@ def write_gguf(path, model: Transformer) -> None:
     c = model.config
     writer = gguf.GGUFWriter(path, "llama")
     for add, value in [
-        (writer.add_block_count, c.layers), (writer.add_context_length, c.max_length), (writer.add_embedding_length, c.width),
-        (writer.add_feed_forward_length, c.mlp_width), (writer.add_head_count, c.heads), (writer.add_head_count_kv, c.kv_heads),
-        (writer.add_rope_freq_base, c.rope_theta), (writer.add_layer_norm_rms_eps, c.norm_eps),
-        (writer.add_vocab_size, c.vocab_size), (writer.add_rope_dimension_count, c.head_dim),
-        (writer.add_tokenizer_model, "gpt2"), (writer.add_eos_token_id, 2), (writer.add_unk_token_id, 0),
+        (writer.add_block_count, c.layers),
+        (writer.add_context_length, c.max_length),
+        (writer.add_embedding_length, c.width),
+        (writer.add_feed_forward_length, c.mlp_width),
+        (writer.add_head_count, c.heads),
+        (writer.add_head_count_kv, c.kv_heads),
+        (writer.add_rope_freq_base, c.rope_theta),
+        (writer.add_layer_norm_rms_eps, c.norm_eps),
+        (writer.add_vocab_size, c.vocab_size),
+        (writer.add_rope_dimension_count, c.head_dim),
+        (writer.add_tokenizer_model, "gpt2"),
+        (writer.add_eos_token_id, 2),
+        (writer.add_unk_token_id, 0),
         (writer.add_chat_template, TEMPLATE),
-    ]:  # fmt: skip
+    ]:
         add(value)
     tokens = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *"0123456789", "a", "b", "Ġ", "ab"]
     writer.add_token_list(tokens)
@@ -55,11 +64,7 @@ def test_a_gguf_file_comes_back_as_it_was(tmp_path):
     write_gguf(tmp_path / "m.gguf", model)
     smollm2.convert(tmp_path / "m.gguf", tmp_path / "m")
     loaded, tokenizer = checkpoint.load(tmp_path / "m")
-    assert all(
-        torch.equal(v, loaded.state_dict()[k])
-        for k, v in model.state_dict().items()
-        if k not in ("cos", "sin")
-    )
+    assert all(torch.equal(v, loaded.state_dict()[k]) for k, v in model.state_dict().items() if k not in ("cos", "sin"))
     assert loaded.config.rope_theta == config.rope_theta and loaded.config.norm_eps == pytest.approx(1e-6)
     assert tokenizer.encode("<|im_start|>ab12<|im_end|>") == [1, 16, 4, 5, 2]
     assert tokenizer.decode(tokenizer.encode("ab 12")) == "ab 12"

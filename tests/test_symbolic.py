@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from nanopcf import symbolic
+from nanopcf.interop import mathematics
 
 STAND_IN = """
 import time
@@ -31,7 +31,7 @@ def stand_in(tmp_path, monkeypatch):
 
 
 def test_a_worker_that_hangs_raises_or_dies_answers_wrong_and_is_replaced(stand_in):
-    with symbolic.MathVerify(limit_s=1.0) as checker:
+    with mathematics.MathVerify(limit_s=1.0) as checker:
         assert checker(r"it is \boxed{5}", "5") == 1 and checker(r"it is \boxed{5}", "6") == 0
         began = time.perf_counter()
         assert checker("hang", "5") == 0 and checker.killed == 1
@@ -45,26 +45,26 @@ def test_a_worker_that_hangs_raises_or_dies_answers_wrong_and_is_replaced(stand_
 
 
 def test_by_name(stand_in):
-    either = symbolic.verifier("either")
-    assert (
-        either(r"\boxed{1/2}", "0.5") == 1
-        and either(r"\boxed{hm}", "hm") == 1
-        and either(r"\boxed{1}", "2") == 0
-    )
-    assert symbolic.verifier("ours")("\\boxed{1/2}", "0.5") == 1
+    either = mathematics.verifier("either")
+    assert either(r"\boxed{1/2}", "0.5") == 1 and either(r"\boxed{hm}", "hm") == 1 and either(r"\boxed{1}", "2") == 0
+    assert mathematics.verifier("ours")("\\boxed{1/2}", "0.5") == 1
     with pytest.raises(ValueError, match="must be ours, math-verify or either, got 'x'"):
-        symbolic.verifier("x")
+        mathematics.verifier("x")
 
 
 @pytest.mark.skipif(importlib.util.find_spec("math_verify") is not None, reason="math-verify is installed")
 def test_without_the_extra_it_says_what_to_install():
     with pytest.raises(ValueError, match=r"pip install -e .*math"):
-        symbolic.verifier("math-verify")
+        mathematics.verifier("math-verify")
 
 
 def test_the_real_one_on_answers_that_differ_in_form():
     pytest.importorskip("math_verify")
-    with symbolic.MathVerify(limit_s=5.0) as checker:
-        for response, answer, right in [("\\boxed{\\frac{1}{2}}", "0.5", 1), ("\\boxed{x^2-1}", "(x-1)(x+1)", 1),
-                                        ("\\boxed{3}", "4", 0), ("\\boxed{x+1}", "x+2", 0)]:  # fmt: skip
+    with mathematics.MathVerify(limit_s=5.0) as checker:
+        for response, answer, right in [
+            ("\\boxed{\\frac{1}{2}}", "0.5", 1),
+            ("\\boxed{x^2-1}", "(x-1)(x+1)", 1),
+            ("\\boxed{3}", "4", 0),
+            ("\\boxed{x+1}", "x+2", 0),
+        ]:
             assert checker(response, answer) == right, response

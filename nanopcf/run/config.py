@@ -61,11 +61,7 @@ def from_dict(cls: type[T], values: dict[str, Any], source: str) -> T:
             raise ValueError(f"{source}: no setting {name!r}{near(name, list(known))}")
         if not _fits(value, known[name].type):
             raise ValueError(f"{source}: {name} must be {_type_name(known[name].type)}, got {value!r}")
-    missing = [
-        n
-        for n, f in known.items()
-        if n not in values and f.default is MISSING and f.default_factory is MISSING
-    ]
+    missing = [n for n, f in known.items() if n not in values and f.default is MISSING and f.default_factory is MISSING]
     if missing:
         raise ValueError(f"{source}: required: {', '.join(map(flag, missing))}")
     # TOML has lists where we keep tuples, and writes 1 where 1.0 is meant
@@ -131,20 +127,10 @@ def read_toml(path: str | Path) -> dict[str, Any]:
         raise ValueError(f"{path}: not valid TOML ({error})") from error
 
 
-def parse(
-    cls: type[T],
-    doc: str,
-    argv: list[str] | None = None,
-    *,
-    presets: Path | None = None,
-    preset: str = "",
-) -> T:
+def parse(cls: type[T], doc: str, argv: list[str] | None = None, *, presets: Path | None = None, preset: str = "") -> T:
     """The command line as a config; the first paragraph of `doc` is the help's description. With `presets` (a folder), `--preset NAME` reads NAME.toml from it first."""
     parser = Parser(
-        description=doc.split("\n\n")[0],
-        usage="%(prog)s [--flag VALUE ...]",
-        formatter_class=Help,
-        allow_abbrev=False,
+        description=doc.split("\n\n")[0], usage="%(prog)s [--flag VALUE ...]", formatter_class=Help, allow_abbrev=False
     )
     parser.add_argument("--config", metavar="FILE.toml", help="settings from a file; flags override it")
     if presets is not None:

@@ -11,17 +11,16 @@ import numpy as np
 
 from nanopcf.ceiling import law_at
 
-SHADES = {
-    "adaptive": "#dbe9f6",
-    "stable": "#d9f0d3",
-    "unstable": "#eeeeee",
-    "mild": "#fdf0c8",
-    "severe": "#f9d9d0",
-}
+SHADES = {"adaptive": "#dbe9f6", "stable": "#d9f0d3", "unstable": "#eeeeee", "mild": "#fdf0c8", "severe": "#f9d9d0"}
 COLOURS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#8a6d00", "#5e3c99", "#444444", "#a6611a"]
 REGIME_COLOURS = {
-    "base": "#444444", "adaptive": "#0072b2", "stable": "#009e73", "unstable": "#777777", "mild": "#c79100", "severe": "#d55e00",
-}  # fmt: skip
+    "base": "#444444",
+    "adaptive": "#0072b2",
+    "stable": "#009e73",
+    "unstable": "#777777",
+    "mild": "#c79100",
+    "severe": "#d55e00",
+}
 
 
 def percent(value: float | None) -> str:
@@ -56,9 +55,14 @@ def figures(report: dict) -> dict[str, bytes]:
     import matplotlib.pyplot as plt
 
     style = {
-        "font.size": 10, "axes.spines.top": False, "axes.grid": True, "grid.alpha": 0.25, "axes.axisbelow": True,
-        "legend.frameon": False, "figure.dpi": 110,
-    }  # fmt: skip
+        "font.size": 10,
+        "axes.spines.top": False,
+        "axes.grid": True,
+        "grid.alpha": 0.25,
+        "axes.axisbelow": True,
+        "legend.frameon": False,
+        "figure.dpi": 110,
+    }
     names = [c["name"] for c in report["candidates"]]
     colour = {n: COLOURS[i % len(COLOURS)] for i, n in enumerate(names)} | {"base": "#444444"}
     drawn = {}
@@ -106,18 +110,13 @@ def draw_sft(plt, report: dict):
                 continue
             at, bottom = b["x_sft"] / scale, 100 * b["p_sft"]
             if rising(b):
-                ax.bar(
-                    at,
-                    100 * b["best"] - bottom,
-                    0.6 * width,
-                    bottom,
-                    fill=False,
-                    ec="#d55e00",
-                    hatch="///",
-                    lw=1,
+                ax.bar(at, 100 * b["best"] - bottom, 0.6 * width, bottom, fill=False, ec="#d55e00", hatch="///", lw=1)
+                ax.annotate(
+                    "",
+                    (at, 100 * b["best"] + 7),
+                    (at, 100 * b["best"]),
+                    arrowprops={"arrowstyle": "->", "color": "#d55e00"},
                 )
-                ax.annotate("", (at, 100 * b["best"] + 7), (at, 100 * b["best"]),
-                            arrowprops={"arrowstyle": "->", "color": "#d55e00"})  # fmt: skip
             else:
                 ax.bar(at, 100 * b["a_post"] - bottom, 0.6 * width, bottom, color="#d55e00", alpha=0.75)
                 low, high = 100 * b["a_post_low"], 100 * b["a_post_high"]
@@ -178,15 +177,19 @@ def draw_agreement(plt, report: dict, colour: dict[str, str]):
             mfc="white" if open_ else None,
             mew=2,
         )
-        ax.annotate(r["name"] + (" (still rising)" if open_ else ""), (r["min_val_loss"], 100 * r["a_post"]),
-                    xytext=(9, 6 if i % 2 else -12), textcoords="offset points", fontsize=9)  # fmt: skip
+        ax.annotate(
+            r["name"] + (" (still rising)" if open_ else ""),
+            (r["min_val_loss"], 100 * r["a_post"]),
+            xytext=(9, 6 if i % 2 else -12),
+            textcoords="offset points",
+            fontsize=9,
+        )
     ax.margins(x=0.25, y=0.15)
     ax.set_xlabel("minimum SFT validation loss")
     ax.set_ylabel("fitted ceiling A_post (%)")
     rho = report["selector"]["spearman"]
     ax.set_title(
-        f"Spearman {'–' if rho is None else format(rho, '.2f')} over {report['selector']['n']} sets",
-        fontsize=11,
+        f"Spearman {'–' if rho is None else format(rho, '.2f')} over {report['selector']['n']} sets", fontsize=11
     )
     return fig
 
@@ -203,8 +206,13 @@ def draw_compute(plt, report: dict, colour: dict[str, str]):
     for b in report["branches"]:
         x = [(b["x_sft"] + p["x"]) / scale for p in b["curve"]]
         name = "pure RL" if b["dataset"] == "base" else b["dataset"]
-        ax.plot(x, [100 * p["score"] for p in b["curve"]], color=colour[b["dataset"]], lw=1.6,
-                label=None if name in seen else name)  # fmt: skip
+        ax.plot(
+            x,
+            [100 * p["score"] for p in b["curve"]],
+            color=colour[b["dataset"]],
+            lw=1.6,
+            label=None if name in seen else name,
+        )
         ax.plot(x[0], 100 * b["p_sft"], "o", ms=5, color=colour[b["dataset"]])
         seen.add(name)
     ax.set_xlabel(f"total compute, SFT + RL ({unit})")
@@ -226,9 +234,7 @@ def draw_paradigms(plt, rows: list[dict]):
             style = "--" if names.index(r["algo"]) >= len(COLOURS) else "-"
             x = [p["x"] / scale for p in r["curve"]]
             y = [100 * p["score"] for p in r["curve"]]
-            low, high = (
-                [v + sign * 100 * s for v, s in zip(y, r["spread"], strict=True)] for sign in (-1, 1)
-            )
+            low, high = ([v + sign * 100 * s for v, s in zip(y, r["spread"], strict=True)] for sign in (-1, 1))
             ax.plot(x, y, style, marker="o", ms=2.5, color=colour[r["algo"]], lw=1.7)
             ax.fill_between(x, low, high, color=colour[r["algo"]], alpha=0.12, lw=0)
         bottom, top = ax.get_ylim()
@@ -237,16 +243,22 @@ def draw_paradigms(plt, rows: list[dict]):
             level = 100 * other["final"]
             ax.axhline(level, color="#777777", ls=":", lw=1.2)
             text = f"best from {'SFT' if other['start'] == 'sft' else 'the base model'}: {other['algo']}"
-            ax.annotate(text, (ax.get_xlim()[1], level), xytext=(0, 3), textcoords="offset points", fontsize=8,
-                        color="#555555", ha="right")  # fmt: skip
+            ax.annotate(
+                text,
+                (ax.get_xlim()[1], level),
+                xytext=(0, 3),
+                textcoords="offset points",
+                fontsize=8,
+                color="#555555",
+                ha="right",
+            )
             ax.set_ylim(bottom, max(top, level + 0.06 * (level - bottom)))
         ax.set_title(titles[start], fontsize=11)
         ax.set_xlabel(f"total compute, SFT included ({unit})")
         ax.set_xlim(left=0)
     axes[0].set_ylabel("score (%)")
     lines = [
-        plt.Line2D([], [], color=colour[n], lw=2, ls="--" if i >= len(COLOURS) else "-")
-        for i, n in enumerate(names)
+        plt.Line2D([], [], color=colour[n], lw=2, ls="--" if i >= len(COLOURS) else "-") for i, n in enumerate(names)
     ]
     fig.legend(lines, names, loc="outside right center", fontsize=9)
     return fig

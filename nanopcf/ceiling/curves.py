@@ -23,6 +23,8 @@ import numpy as np
 
 from nanopcf import ceiling
 from nanopcf.ceiling import CeilingFit
+from nanopcf.ceiling.law import law_at, least_squares
+from nanopcf.ceiling.published import fit_paper
 
 COLUMNS = ["dataset", "sft_step", "x_sft", "stage", "x", "score"]
 FRACTIONS = (0.3, 0.5, 0.7)  # --holdout: fit on the first so many of the points
@@ -70,7 +72,9 @@ def read_curves(path: str | Path) -> tuple[dict[Key, Branch], list[str]]:
     if any(h > 1 for h in highest.values()):
         for key in [k for k, h in highest.items() if 0 < h <= 1]:
             b = branches.pop(key)
-            errors.append(f"{path}: row {b.row}: {name(key)}: scores up to {highest[key]:g} look like fractions, while the file has percentages")  # fmt: skip
+            errors.append(
+                f"{path}: row {b.row}: {name(key)}: scores up to {highest[key]:g} look like fractions, while the file has percentages"
+            )
     return branches, errors
 
 
@@ -119,7 +123,7 @@ def read_settings(path: str | Path) -> dict[Key, dict]:
     """The paper's choices by hand for each branch: columns of `fit_paper`'s options, with or without `released_` before."""
 
     def options(row: dict[str, str]) -> dict:
-        get = lambda column: row.get(f"released_{column}") or ("" if f"released_{column}" in row else row.get(column))  # noqa: E731  # fmt: skip
+        get = lambda column: row.get(f"released_{column}") or ("" if f"released_{column}" in row else row.get(column))  # noqa: E731
         return dict(
             tau=float(get("outlier_threshold") or 2.5),
             lts_alpha=float(get("lts_alpha")) if get("lts_alpha") else None,
@@ -154,7 +158,7 @@ def holdout(branch: Branch, max_score: float) -> list[dict]:
         scores = seen.draws.scores(x[n:])  # (draws, points left)
         low, middle, high = np.quantile(scores[:, -tenth:].mean(1), [0.05, 0.5, 0.95])
         truth = y[-tenth:].mean()
-        plain = ceiling.law_at(x[n:], ceiling.least_squares(x[:n], y[:n], branch.p_sft, max_score))
+        plain = law_at(x[n:], least_squares(x[:n], y[:n], branch.p_sft, max_score))
         rmse = lambda prediction: float(np.sqrt(np.mean((prediction - y[n:]) ** 2)))  # noqa: B023, E731
         found.append(
             {
@@ -173,10 +177,10 @@ def holdout(branch: Branch, max_score: float) -> list[dict]:
 
 def holdout_table(results: dict[Key, list[dict]], fits: dict[Key, CeilingFit]) -> str:
     """Means over the curves that didn't collapse: a forecast can't know of that."""
-    lines = [
-        "forecasts: means over curves that didn't collapse; of the last tenth: |error| of its mean score"
-    ]
-    lines.append("fitted on   curves   rmse: ours  sigmoid  last score   last tenth: ours  sigmoid  last score   inside 90%")  # fmt: skip
+    lines = ["forecasts: means over curves that didn't collapse; of the last tenth: |error| of its mean score"]
+    lines.append(
+        "fitted on   curves   rmse: ours  sigmoid  last score   last tenth: ours  sigmoid  last score   inside 90%"
+    )
     rows = [r for key, rs in results.items() if fits[key].status != "collapsed" for r in rs]
     for fraction in FRACTIONS:
         mine = [r for r in rows if r["fraction"] == fraction]
@@ -196,9 +200,7 @@ def table(fits: dict[Key, CeilingFit], max_score: float, stop_gain: float) -> st
     """One line a branch. A ceiling that is not identified is shown as its lower bound only."""
     d = 3 if max_score <= 1 else 1
     wide = max([7, *(len(dataset) for dataset, _ in fits)])
-    lines = [
-        f"{'dataset':<{wide}}    step   P_sft   A_post  90% interval        PL_rl  stop at   rmse  verdict"
-    ]
+    lines = [f"{'dataset':<{wide}}    step   P_sft   A_post  90% interval        PL_rl  stop at   rmse  verdict"]
     for (dataset, step), f in fits.items():
         low, high = f.interval
         rising, paper = f.status == "still rising", f.draws is None
@@ -211,7 +213,9 @@ def table(fits: dict[Key, CeilingFit], max_score: float, stop_gain: float) -> st
             f"{'-' if stop is None else f'{stop:.3g}':>9}{f.rmse_fit:>7.{d + 1}f}  {f.status}"
         )
     if fits and not paper:
-        lines.append(f"stop at: RL compute from which the expected further gain is below {stop_gain:g}; rmse: of the fit")  # fmt: skip
+        lines.append(
+            f"stop at: RL compute from which the expected further gain is below {stop_gain:g}; rmse: of the fit"
+        )
     return "\n".join(lines)
 
 
@@ -271,9 +275,25 @@ def draw_ceilings(panel, mine: list[tuple[Key, CeilingFit]], branches: dict[Key,
     panel.bar(at, p, 0.6, color="#9ecae1", label="P_sft")
     for i, (_, f) in enumerate(mine):
         sure = f.status != "still rising"
-        panel.bar(at[i], a[i] - p[i], 0.6, p[i], color="#d55e00" if sure else "none", edgecolor="#d55e00", hatch=None if sure else "//", alpha=0.8)  # fmt: skip
+        panel.bar(
+            at[i],
+            a[i] - p[i],
+            0.6,
+            p[i],
+            color="#d55e00" if sure else "none",
+            edgecolor="#d55e00",
+            hatch=None if sure else "//",
+            alpha=0.8,
+        )
         if f.draws is not None:
-            panel.errorbar(at[i], a[i], [[max(a[i] - f.interval[0], 0)], [max(f.interval[1] - a[i], 0)]], color="black", capsize=3, lw=1)  # fmt: skip
+            panel.errorbar(
+                at[i],
+                a[i],
+                [[max(a[i] - f.interval[0], 0)], [max(f.interval[1] - a[i], 0)]],
+                color="black",
+                capsize=3,
+                lw=1,
+            )
     high = max([*a, *(f.interval[1] for _, f in mine if f.draws is not None)])
     panel.set_ylim(max(0, p.min() - 0.4 * (high - p.min())), high + 0.05 * (high - p.min()))
     panel.set_xticks(at, [f"{branches[key].x_sft:.3g}" for key, _ in mine], rotation=45, fontsize="small")
@@ -290,7 +310,7 @@ def fit_branch(b: Branch, max_score: float, method: str, settings: dict) -> Ceil
         if b.p_sft is None:
             raise ValueError("no row with stage sft, so no P_sft")
         if method == "paper":
-            return ceiling.fit_paper(b.x, b.y, b.p_sft, max_score=max_score, **settings)
+            return fit_paper(b.x, b.y, b.p_sft, max_score=max_score, **settings)
         return ceiling.fit(b.x, b.y, b.p_sft, max_score=max_score)
     except ValueError as error:
         return str(error)
@@ -301,9 +321,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("curves", metavar="CURVES.csv", help="columns dataset,sft_step,x_sft,stage,x,score")
     parser.add_argument("--json", metavar="OUT.json", help="write one object a branch")
     parser.add_argument("--plot", metavar="OUT.png", help="draw curves and ceilings (needs matplotlib)")
-    parser.add_argument("--holdout", action="store_true", help="forecast the rest from the first 30, 50, 70 %% of each curve")  # fmt: skip
-    parser.add_argument("--stop-gain", type=float, metavar="POINTS", help="for the column 'stop at' (default: 1 point of 100)")  # fmt: skip
-    parser.add_argument("--method", choices=["posterior", "paper"], default="posterior", help="paper: as published (Appendix F)")  # fmt: skip
+    parser.add_argument(
+        "--holdout", action="store_true", help="forecast the rest from the first 30, 50, 70 %% of each curve"
+    )
+    parser.add_argument(
+        "--stop-gain", type=float, metavar="POINTS", help="for the column 'stop at' (default: 1 point of 100)"
+    )
+    parser.add_argument(
+        "--method", choices=["posterior", "paper"], default="posterior", help="paper: as published (Appendix F)"
+    )
     parser.add_argument("--settings", metavar="TABLE.csv", help="the paper's choices by hand for each branch")
     args = parser.parse_args(argv)
     try:
@@ -346,9 +372,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             records[key]["holdout"] = result
     try:
         if args.json:
-            from nanopcf import runs  # imports torch, which nothing else here needs
+            from nanopcf.run import files  # imports torch, which nothing else here needs
 
-            runs.write_json(Path(args.json), list(records.values()))
+            files.write_json(Path(args.json), list(records.values()))
         if args.plot and fits:
             plot(fits, branches, args.plot)
     except (OSError, ImportError, ValueError) as error:

@@ -1,6 +1,6 @@
 """A loss of log-probs and its gradients in three matrix products: cross-entropy, PPO, GRPO, with KL and entropy terms.
 
-`triton_logprob.py` must make the logits twice, since it can't know what the caller will do with the log-probs. Here
+`logprob.py` must make the logits twice, since it can't know what the caller will do with the log-probs. Here
 the caller hands over the loss itself, a sum over tokens of f(logprob, lse, entropy), so a chunk of rows is finished
 while its probabilities are there. For each chunk of C rows:
 
@@ -26,7 +26,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels import reference
-from kernels.triton_logprob import (
+from kernels.gpu.logprob import (
     add_product,
     chunks,
     device_of,
@@ -40,8 +40,21 @@ from kernels.triton_logprob import (
 
 
 @triton.jit
-def scale_kernel(p_ptr, stride, y_ptr, logprob_ptr, lse_t_ptr, lse_ptr, a_ptr, b_ptr, c_ptr, N, V,
-                 BLOCK_N: tl.constexpr, BLOCK_V: tl.constexpr):  # fmt: skip
+def scale_kernel(
+    p_ptr,
+    stride,
+    y_ptr,
+    logprob_ptr,
+    lse_t_ptr,
+    lse_ptr,
+    a_ptr,
+    b_ptr,
+    c_ptr,
+    N,
+    V,
+    BLOCK_N: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+):
     """BLOCK_V words of one row: p_t -> dz = a 1[v=y] + p (b + c log p), in place. lse_t [tiles of BLOCK_N words, N]."""
     row = tl.program_id(0)
     words = tl.program_id(1) * BLOCK_V + tl.arange(0, BLOCK_V)
@@ -66,9 +79,21 @@ def softmax_to_dlogits(
     (C, V), BLOCK_V = p.shape, 4096
     with device_of(p):
         scale_kernel[(C, triton.cdiv(V, BLOCK_V))](
-            p, p.stride(0), y, logprob, lse_t, lse, a, b, c, C, V,
-            BLOCK_N=tiling_for(p)["BLOCK_N"], BLOCK_V=BLOCK_V, num_warps=8,
-        )  # fmt: skip
+            p,
+            p.stride(0),
+            y,
+            logprob,
+            lse_t,
+            lse,
+            a,
+            b,
+            c,
+            C,
+            V,
+            BLOCK_N=tiling_for(p)["BLOCK_N"],
+            BLOCK_V=BLOCK_V,
+            num_warps=8,
+        )
 
 
 class TokenLoss(reference.TokenLoss):
@@ -93,9 +118,7 @@ class TokenLoss(reference.TokenLoss):
             for whole, part in zip(stats, values, strict=True):
                 whole[rows] = part
             # 2. the loss, and its derivatives by them
-            part, abc = reference.loss_and_coefficients(
-                loss_fn, values, [e[rows] for e in extras], buffer is not None
-            )
+            part, abc = reference.loss_and_coefficients(loss_fn, values, [e[rows] for e in extras], buffer is not None)
             loss += part
             if buffer is None:
                 continue

@@ -1,6 +1,6 @@
 """The first number that isn't finite ends a run. What led to it is kept, and can be run again:
 
-    python -m nanopcf.replay runs/sft/not-finite
+    python -m nanopcf.tools.replay runs/sft/not-finite
 
 The folder holds the weights before the step (as a model folder), the packed batch, and what the loss took besides. The
 replay runs it a row at a time and names the sequences, the first module and the parameters where numbers go wrong.
@@ -17,10 +17,11 @@ import torch
 from torch import Tensor
 
 import kernels
-from nanopcf import checkpoint, config, parallel, runs
-from nanopcf.data import Rows, trained_hidden
+from nanopcf import checkpoint
 from nanopcf.model import Transformer
 from nanopcf.objectives import Recipe, rl_loss
+from nanopcf.packing import Rows, trained_hidden
+from nanopcf.run import config, files, machine, parallel
 from nanopcf.tokenizer import TextTokenizer
 
 FOLDER = "not-finite"
@@ -50,12 +51,12 @@ def stop(
         checkpoint.write_model(temporary, model, tokenizer)
         batch = {k: t.detach().cpu().contiguous() for k, t in tensors.items()}
         checkpoint.write_safetensors(batch, temporary / "batch.safetensors")
-        runs.write_json(temporary / "state.json", state)
+        files.write_json(temporary / "state.json", state)
 
     if parallel.rank() == 0:
-        runs.write_folder(folder, write)
+        files.write_folder(folder, write)
     raise ValueError(
-        f"{found}; the weights before it and its batch are kept, look with: python -m nanopcf.replay {folder}"
+        f"{found}; the weights before it and its batch are kept, look with: python -m nanopcf.tools.replay {folder}"
         " (a lower --lr often helps)"
     )
 
@@ -66,9 +67,9 @@ def replay(folder: Path, device: torch.device) -> dict:
     rows: (row, loss, worst log-prob, its place) of each; module: the first whose output isn't finite, or None;
     gradients: names of the parameters whose gradient isn't finite.
     """
-    state = runs.read_json(folder / "state.json")
+    state = files.read_json(folder / "state.json")
     batch = checkpoint.read_safetensors(folder / "batch.safetensors")
-    dtype = runs.choose_dtype(runs.read_json(folder / "config.json")["torch_dtype"], device)
+    dtype = machine.choose_dtype(files.read_json(folder / "config.json")["torch_dtype"], device)
     model, _ = checkpoint.load(folder, device, dtype)
     rows = Rows(*(batch[f"rows.{f.name}"].to(device) for f in fields(Rows)))
     extras = [batch[f"extras.{i}"].to(device) for i in range(sum(k.startswith("extras.") for k in batch))]
@@ -84,9 +85,7 @@ def replay(folder: Path, device: torch.device) -> dict:
     table = []
     for r, row in enumerate(rows.split(1)):
         hidden, targets = trained_hidden(model, row)
-        logprob = kernels.linear_logprob(
-            hidden.detach(), model.head_weight, targets, temperature=state["temperature"]
-        )
+        logprob = kernels.linear_logprob(hidden.detach(), model.head_weight, targets, temperature=state["temperature"])
         if state["recipe"]:
             at = row.index[row.trained]
             loss, _ = kernels.linear_token_loss(
@@ -114,15 +113,13 @@ def replay(folder: Path, device: torch.device) -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="nanopcf.replay", description=__doc__.split("\n\n")[0])
+    parser = argparse.ArgumentParser(prog="nanopcf.tools.replay", description=__doc__.split("\n\n")[0])
     parser.add_argument("folder", type=Path, metavar="RUN/not-finite")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default auto)")
     args = parser.parse_args()
     if not args.folder.is_dir():
-        raise ValueError(
-            f"{args.folder}: no such folder; a run that met a number that isn't finite makes one"
-        )
-    seen = replay(args.folder, runs.choose_device(args.device))
+        raise ValueError(f"{args.folder}: no such folder; a run that met a number that isn't finite makes one")
+    seen = replay(args.folder, machine.choose_device(args.device))
     print(f"the run said: {seen['found']}\n")
     print(f"{'row':>4} {'loss':>12} {'worst logprob':>14} {'at token':>9}")
     for r, loss, worst, at in seen["rows"]:
@@ -130,11 +127,11 @@ def main() -> None:
     print(f"\nfirst module with an output that isn't finite: {seen['module'] or 'none'}")
     wrong = seen["gradients"]
     more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
-    print(f"gradients that aren't finite: {', '.join(wrong[:5]) + more if wrong else 'none'}; the norm is {seen['gradient_norm']:.4g}")  # fmt: skip
+    print(
+        f"gradients that aren't finite: {', '.join(wrong[:5]) + more if wrong else 'none'}; the norm is {seen['gradient_norm']:.4g}"
+    )
     if seen["module"] is None and not wrong:
-        print(
-            "all is finite here: what went wrong depends on the device, the dtype or the packing of that run"
-        )
+        print("all is finite here: what went wrong depends on the device, the dtype or the packing of that run")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """math-verify, the verifier the paper uses, in a process that can be killed (extra `math`). Never needed: `rewards` is ours.
 
-    python -m nanopcf.symbolic F.jsonl ...     how often the two verifiers agree on the answers of these files
+    python -m nanopcf.interop.mathematics F.jsonl ...     how often the two verifiers agree on the answers of these files
 
 math-verify reads LaTeX with sympy, which can take minutes or gigabytes on an answer that a model made up, and stops
 itself by signals, which is no limit inside a C loop. So it lives in a process of its own: an answer that takes longer
@@ -18,9 +18,9 @@ from collections import Counter
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 
-from nanopcf import config
 from nanopcf.data import read_examples
 from nanopcf.rewards import verify
+from nanopcf.run import config
 
 STARTING_S = 60.0  # importing sympy takes seconds, on a busy machine more
 MEMORY_BYTES = 4 << 30
@@ -55,9 +55,7 @@ class MathVerify:
 
     def __init__(self, limit_s: float = 1.0) -> None:
         if importlib.util.find_spec("math_verify") is None:
-            raise ValueError(
-                'math-verify isn\'t installed: pip install -e ".[math]", or use our own verifier'
-            )
+            raise ValueError('math-verify isn\'t installed: pip install -e ".[math]", or use our own verifier')
         self.limit_s, self.killed, self.process = limit_s, 0, None
 
     def __enter__(self) -> "MathVerify":
@@ -114,9 +112,7 @@ def agreement(files: list[str], pairs: int, seed: int) -> None:
     """Each gold answer against itself in a box, and `pairs` against another problem's: how often the two say the same."""
     rng, differ = random.Random(seed), []
     with MathVerify() as theirs:
-        print(
-            f"{'file':<28} {'against':<9} {'pairs':>7} {'agree':>7} {'ours right':>11} {'theirs right':>13}"
-        )
+        print(f"{'file':<28} {'against':<9} {'pairs':>7} {'agree':>7} {'ours right':>11} {'theirs right':>13}")
         for file in files:
             answers = [e.answer for e in read_examples(file, need=("prompt", "answer"))]
             drawn = answers if len(answers) <= pairs else rng.sample(answers, pairs)
@@ -130,15 +126,18 @@ def agreement(files: list[str], pairs: int, seed: int) -> None:
                         differ.append((kind, response, answer, ours))
                 n = len(drawn)
                 agree, mine = counts[0, 0] + counts[1, 1], counts[1, 0] + counts[1, 1]
-                print(f"{file.rpartition('/')[2]:<28} {kind:<9} {n:>7} {agree / n:>7.1%} {mine / n:>11.1%} "
-                      f"{(counts[0, 1] + counts[1, 1]) / n:>13.1%}", flush=True)  # fmt: skip
+                print(
+                    f"{file.rpartition('/')[2]:<28} {kind:<9} {n:>7} {agree / n:>7.1%} {mine / n:>11.1%} "
+                    f"{(counts[0, 1] + counts[1, 1]) / n:>13.1%}",
+                    flush=True,
+                )
         print(f"killed after {theirs.limit_s:g} s: {theirs.killed}")
     for kind, response, answer, ours in differ[:20]:
         print(f"differ, against {kind}: {response!r} and {answer!r}: we say {'right' if ours else 'wrong'}")
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(prog="nanopcf.symbolic", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="nanopcf.interop.mathematics", description=__doc__.splitlines()[0])
     parser.add_argument("files", nargs="+", metavar="F.jsonl", help="problems with answers")
     parser.add_argument("--pairs", type=int, default=1000, help="answers of a file at most (default 1000)")
     parser.add_argument("--seed", type=int, default=0, help="of the draw")

@@ -33,9 +33,7 @@ def summarise(runs: list[dict]) -> list[dict]:
         row = dict(algo=algo, start=start, seeds=len(curves), x_sft=x_sft, first=float(mean[0]))
         row |= dict(final=float(finals.mean()), final_sd=deviation(finals))
         row |= dict(peak=float(np.mean([max(p["score"] for p in curve) for curve in curves])))
-        row |= dict(
-            wobble=float(np.mean([deviation([p["score"] for p in c[len(c) // 2 :]]) for c in curves]))
-        )
+        row |= dict(wobble=float(np.mean([deviation([p["score"] for p in c[len(c) // 2 :]]) for c in curves])))
         fit = None
         if count >= 5:
             fit = ceiling.fit((x - x_sft)[1:], mean[1:], float(mean[0]), max_score=1.0)
@@ -74,24 +72,14 @@ def claims(rows: list[dict]) -> list[dict]:
         return [by[a, start] for a in algos if (a, start) in by]
 
     sequential = group(("dapo_dc",), "sft")
-    add(
-        "SFT-then-RL ends higher than the best synchronised paradigm (RQ1)",
-        sequential,
-        group(SYNCHRONISED, "base"),
-    )
-    add(
-        "SFT-then-RL ends higher than pure RL (RQ1)", sequential, group(("grpo", "dapo_d", "dapo_dc"), "base")
-    )
-    add(
-        "SFT-then-RL ends higher than pure SFT (RQ1)",
-        sequential,
-        group(("sft",), "base") + group(("sft",), "sft"),
-    )
+    add("SFT-then-RL ends higher than the best synchronised paradigm (RQ1)", sequential, group(SYNCHRONISED, "base"))
+    add("SFT-then-RL ends higher than pure RL (RQ1)", sequential, group(("grpo", "dapo_d", "dapo_dc"), "base"))
+    add("SFT-then-RL ends higher than pure SFT (RQ1)", sequential, group(("sft",), "base") + group(("sft",), "sft"))
     add(
         "After SFT, RL alone ends higher than the best synchronised paradigm",
         group(("grpo", "dapo_d", "dapo_dc"), "sft"),
         group(SYNCHRONISED, "sft"),
-    )  # fmt: skip
+    )
     return found
 
 
@@ -128,6 +116,4 @@ def terminal_table(rows: list[dict]) -> str:
     """One line a paradigm and start; at most 100 columns."""
     lines = [HEAD, *map(cells, rows)]
     widths = [6, 12, 7, 14, 7, 8, 21, 0]
-    return "\n".join(
-        "".join(f"{c:<{w}}" for c, w in zip(line, widths, strict=True)).rstrip() for line in lines
-    )
+    return "\n".join("".join(f"{c:<{w}}" for c, w in zip(line, widths, strict=True)).rstrip() for line in lines)

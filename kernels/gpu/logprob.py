@@ -23,7 +23,7 @@ be held till backward, N V numbers of it, because the caller's loss comes only a
     dz = a 1[v=y] + p (b + c log p)
 
 with three floats a row; cuBLAS then does dx = dz W and dW += dz^T x. Cost: 1 matrix product (2 N D V FLOP) forward and
-3 backward; memory [chunk, V] once, in backward. `triton_token_loss.py` saves the fourth product by asking for the
+3 backward; memory [chunk, V] once, in backward. `token_loss.py` saves the fourth product by asking for the
 loss beforehand.
 
 Tiles come through tensor descriptors (TMA on Hopper): rows and columns past the end read as 0, so no load has a mask.
@@ -61,7 +61,7 @@ def load_tile(t, row, col, rows, cols, TMA: tl.constexpr, BLOCK_R: tl.constexpr,
 
 
 @triton.jit
-def store_tile(t, value, row, col, rows, cols, stride, TMA: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr):  # fmt: skip
+def store_tile(t, value, row, col, rows, cols, stride, TMA: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr):
     """The other way: value -> t[row:, col:], cut off at its ends; rows of t are `stride` apart."""
     if TMA:
         t.store([row, col], value.to(t.dtype))
@@ -72,8 +72,20 @@ def store_tile(t, value, row, col, rows, cols, stride, TMA: tl.constexpr, BLOCK_
 
 
 @triton.jit
-def logits_tile(x, w, row, col, N, V, D, scale,
-                TMA: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr):  # fmt: skip
+def logits_tile(
+    x,
+    w,
+    row,
+    col,
+    N,
+    V,
+    D,
+    scale,
+    TMA: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
     """Logits of rows row.. and words col..: float32 (BLOCK_M, BLOCK_N), -1e30 for words past the end."""
     z = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
     for d in range(0, D, BLOCK_D):
@@ -85,9 +97,26 @@ def logits_tile(x, w, row, col, N, V, D, scale,
 
 
 @triton.jit
-def stats_kernel(x, w, p_out, y_ptr, z_y_ptr, lse_ptr, entropy_ptr, N, V, D, p_stride, scale,
-                 ENTROPY: tl.constexpr, STORE: tl.constexpr, TMA: tl.constexpr,
-                 BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr):  # fmt: skip
+def stats_kernel(
+    x,
+    w,
+    p_out,
+    y_ptr,
+    z_y_ptr,
+    lse_ptr,
+    entropy_ptr,
+    N,
+    V,
+    D,
+    p_stride,
+    scale,
+    ENTROPY: tl.constexpr,
+    STORE: tl.constexpr,
+    TMA: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
     """One tile of x [N, D], w [V, D]: lse_t, H_t -> lse_ptr, entropy_ptr [tiles, N]; z_y -> z_y_ptr [N].
     With STORE also the tile's own softmax -> p_out [N, V]. x, w, p_out: descriptors with TMA, else pointers."""
     row, tile = tl.program_id(0) * BLOCK_M, tl.program_id(1)  # neighbours in the grid share the tile of W
@@ -113,8 +142,25 @@ def stats_kernel(x, w, p_out, y_ptr, z_y_ptr, lse_ptr, entropy_ptr, N, V, D, p_s
 
 
 @triton.jit
-def dlogits_kernel(x, w, dz_out, y_ptr, lse_ptr, a_ptr, b_ptr, c_ptr, N, V, D, dz_stride, scale,
-                   TMA: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr):  # fmt: skip
+def dlogits_kernel(
+    x,
+    w,
+    dz_out,
+    y_ptr,
+    lse_ptr,
+    a_ptr,
+    b_ptr,
+    c_ptr,
+    N,
+    V,
+    D,
+    dz_stride,
+    scale,
+    TMA: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
     """One tile of dz = a 1[v=y] + p (b + c log p) -> dz_out [N, V], from the rows' lse, a, b, c [N] float32."""
     row, col = tl.program_id(0) * BLOCK_M, tl.program_id(1) * BLOCK_N
     rows, words = row + tl.arange(0, BLOCK_M), col + tl.arange(0, BLOCK_N)
@@ -183,9 +229,7 @@ def logits_buffer(pieces: list[slice], vocab: int, like: Tensor) -> Tensor:
     return torch.empty(rows, -(-vocab // 64) * 64, dtype=like.dtype, device=like.device)[:, :vocab]
 
 
-def softmax_stats(
-    x: Tensor, w: Tensor, y: Tensor, temperature: float, entropy: bool, p: Tensor | None = None
-):
+def softmax_stats(x: Tensor, w: Tensor, y: Tensor, temperature: float, entropy: bool, p: Tensor | None = None):
     """x [C, D], w [V, D], y [C] -> logprob, lse, H (or None) [C], and lse_t [tiles, C]; p [C, V] takes the tiles' softmax."""
     (C, D), V, t = x.shape, len(w), tiling_for(x)
     M, N, K = t["BLOCK_M"], t["BLOCK_N"], t["BLOCK_D"]
@@ -195,10 +239,22 @@ def softmax_stats(
     h_t = torch.empty_like(lse_t) if entropy else None
     with device_of(x):
         stats_kernel[grid](
-            describe(x, t["TMA"], M, K), describe(w, t["TMA"], N, K), None if p is None else describe(p, t["TMA"], M, N),
-            y, z_y, lse_t, h_t, C, V, D, 0 if p is None else p.stride(0), 1 / temperature,
-            ENTROPY=entropy, STORE=p is not None, **t,
-        )  # fmt: skip
+            describe(x, t["TMA"], M, K),
+            describe(w, t["TMA"], N, K),
+            None if p is None else describe(p, t["TMA"], M, N),
+            y,
+            z_y,
+            lse_t,
+            h_t,
+            C,
+            V,
+            D,
+            0 if p is None else p.stride(0),
+            1 / temperature,
+            ENTROPY=entropy,
+            STORE=p is not None,
+            **t,
+        )
     lse = lse_t.logsumexp(0)
     h = None
     if entropy:
@@ -209,15 +265,27 @@ def softmax_stats(
 
 def dlogits(
     x: Tensor, w: Tensor, y: Tensor, lse: Tensor, a: Tensor, b: Tensor, c: Tensor, temperature: float, out: Tensor
-) -> None:  # fmt: skip
+) -> None:
     """dz [C, V] -> out, the logits made anew from x [C, D] and w [V, D]."""
     (C, D), V, t = x.shape, len(w), tiling_for(x)
     M, N, K = t["BLOCK_M"], t["BLOCK_N"], t["BLOCK_D"]
     with device_of(x):
         dlogits_kernel[(triton.cdiv(C, M), triton.cdiv(V, N))](
-            describe(x, t["TMA"], M, K), describe(w, t["TMA"], N, K), describe(out, t["TMA"], M, N),
-            y, lse, a, b, c, C, V, D, out.stride(0), 1 / temperature, **t,
-        )  # fmt: skip
+            describe(x, t["TMA"], M, K),
+            describe(w, t["TMA"], N, K),
+            describe(out, t["TMA"], M, N),
+            y,
+            lse,
+            a,
+            b,
+            c,
+            C,
+            V,
+            D,
+            out.stride(0),
+            1 / temperature,
+            **t,
+        )
 
 
 def weight_gradient(w: Tensor, pieces: list[slice]) -> Tensor:
@@ -245,9 +313,7 @@ class Logprob(torch.autograd.Function):
         logprob, lse = (torch.empty(len(x), device=x.device) for _ in range(2))
         h = torch.empty_like(lse) if entropy else None
         for rows in chunks(len(x)):
-            logprob[rows], lse[rows], h_rows, _ = softmax_stats(
-                x[rows], w, targets[rows], temperature, entropy
-            )
+            logprob[rows], lse[rows], h_rows, _ = softmax_stats(x[rows], w, targets[rows], temperature, entropy)
             if entropy:
                 h[rows] = h_rows
         ctx.save_for_backward(hidden, weight, targets, lse, h)

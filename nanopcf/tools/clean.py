@@ -1,6 +1,6 @@
 """Training data without repetitions, and without the problems that it will be scored on.
 
-    python -m nanopcf.clean TRAIN.jsonl --out CLEAN.jsonl --against gsm8k_test.jsonl aime24_test.jsonl
+    python -m nanopcf.tools.clean TRAIN.jsonl --out CLEAN.jsonl --against gsm8k_test.jsonl aime24_test.jsonl
 
 Three rules, in this order; each drops whole examples and says how many:
 1. the same prompt again, up to case, punctuation and spaces;
@@ -20,8 +20,8 @@ from pathlib import Path
 
 import numpy as np
 
-from nanopcf import config
 from nanopcf.data import Example, read_examples, write_jsonl
+from nanopcf.run import config
 
 NEAR_GRAM, EVAL_GRAM = 5, 8
 
@@ -113,10 +113,7 @@ def clean(args: argparse.Namespace) -> None:
 
     first: dict[str, int] = {}
     print(f"{len(examples):>8,}  examples in {args.train}; dropped:")
-    drop(
-        "the same prompt again",
-        [i for i in left if first.setdefault(" ".join(words(examples[i].prompt)), i) != i],
-    )
+    drop("the same prompt again", [i for i in left if first.setdefault(" ".join(words(examples[i].prompt)), i) != i])
     texts = [examples[i].prompt for i in left]
     drop(f"nearly the same as an earlier one (Jaccard >= {args.near:g})", near_duplicates(texts, args.near))
     for file, prompts in evaluations.items():
@@ -124,9 +121,7 @@ def clean(args: argparse.Namespace) -> None:
         drop(f"known to {file} (overlap >= {args.overlap:g})", contaminated(texts, prompts, args.overlap))
     for file, theirs in their_vectors.items():
         if theirs.shape[1] != vectors.shape[1]:
-            raise ValueError(
-                f"{file}: {theirs.shape[1]} dimensions, {args.embeddings} has {vectors.shape[1]}"
-            )
+            raise ValueError(f"{file}: {theirs.shape[1]} dimensions, {args.embeddings} has {vectors.shape[1]}")
         drop(f"known to {file} (cosine > {args.cosine:g})", similar(vectors[left], theirs, args.cosine))
     kept: list[Example] = [examples[i] for i in left]
     if not kept:
@@ -136,20 +131,14 @@ def clean(args: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    parser = config.Parser(prog="nanopcf.clean", description=__doc__.splitlines()[0])
+    parser = config.Parser(prog="nanopcf.tools.clean", description=__doc__.splitlines()[0])
     parser.add_argument("train", metavar="TRAIN.jsonl", help="the examples to clean")
     parser.add_argument("--out", required=True, metavar="F.jsonl", help="where to write those that stay")
-    parser.add_argument(
-        "--against", nargs="+", default=[], metavar="F.jsonl", help="files of evaluation problems"
-    )
-    parser.add_argument(
-        "--near", type=float, default=0.8, help="Jaccard similarity of a near-duplicate (default 0.8)"
-    )
+    parser.add_argument("--against", nargs="+", default=[], metavar="F.jsonl", help="files of evaluation problems")
+    parser.add_argument("--near", type=float, default=0.8, help="Jaccard similarity of a near-duplicate (default 0.8)")
     parser.add_argument("--overlap", type=float, default=0.5, help="share of known 8-grams (default 0.5)")
     parser.add_argument("--embeddings", metavar="F.npy", help="a row an example of TRAIN.jsonl, of any model")
-    parser.add_argument(
-        "--against-embeddings", nargs="+", default=[], metavar="F.npy", help="the same of evaluations"
-    )
+    parser.add_argument("--against-embeddings", nargs="+", default=[], metavar="F.npy", help="the same of evaluations")
     parser.add_argument(
         "--cosine", type=float, default=0.8, help="of the embeddings: above it is the same (default 0.8)"
     )

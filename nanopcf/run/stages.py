@@ -20,7 +20,8 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from nanopcf import runs
+from nanopcf.run import files, log, signals
+from nanopcf.run.folder import read_metrics
 
 
 class Stages:
@@ -35,20 +36,20 @@ class Stages:
         values = {k: getattr(self.c, k) for k in settings.split()}
         self.keys += json.dumps({name: values}, sort_keys=True)  # a stage depends on all before it
         path, folder = self.out / f"{name}.json", self.out / name
-        record = runs.read_json(path) if path.exists() else {}
+        record = files.read_json(path) if path.exists() else {}
         if record.get("key") != self.keys:
             shutil.rmtree(folder, ignore_errors=True)
             record = {"key": self.keys, "done": False, "elapsed_s": 0.0}
-            runs.write_json(path, record)
+            files.write_json(path, record)
         if not record["done"]:
             folder.mkdir(exist_ok=True)
             began = time.perf_counter()
             result = work(folder)
             elapsed = record["elapsed_s"] + time.perf_counter() - began
             record |= {"done": True, "result": result, "elapsed_s": round(elapsed, 1)}
-            runs.write_json(path, record)
+            files.write_json(path, record)
         else:
-            runs.announce(f"{name}: kept from before")
+            log.announce(f"{name}: kept from before")
         self.elapsed[name] = record["elapsed_s"]
         return record["result"]
 
@@ -99,13 +100,11 @@ def resumable(out: Path) -> Iterator[None]:
             return
         noted.append(number)
         name = signal.Signals(number).name
-        runs.announce(
-            f"\n{out}: stopped by {name}; the same command with --resume goes on (once more to stop at once)"
-        )
+        log.announce(f"\n{out}: stopped by {name}; the same command with --resume goes on (once more to stop at once)")
         raise SystemExit(128 + number)
 
-    noted, again = [], runs.SecondSignal()
-    with runs.handling(stop, signal.SIGINT, signal.SIGTERM):
+    noted, again = [], signals.SecondSignal()
+    with signals.handling(stop, signal.SIGINT, signal.SIGTERM):
         yield
 
 
@@ -119,9 +118,7 @@ def run_parallel(
     """
     results = {}
     bar = tqdm(
-        total=100,
-        desc=label,
-        bar_format="{desc:<12} {percentage:3.0f}% |{bar:24}| {elapsed}<{remaining}{postfix}",
+        total=100, desc=label, bar_format="{desc:<12} {percentage:3.0f}% |{bar:24}| {elapsed}<{remaining}{postfix}"
     )
     pause = 0.5 if sys.stderr.isatty() else 15.0  # a log file needs no line every half second
     with bar:
@@ -144,9 +141,7 @@ def run_parallel(
     return {name: results[name] for name in jobs}
 
 
-def watch(
-    folders: dict, total: float, number: str, show: str, of: str = "step"
-) -> Callable[[], tuple[float, str]]:
+def watch(folders: dict, total: float, number: str, show: str, of: str = "step") -> Callable[[], tuple[float, str]]:
     """live() for runs in folders: progress of `of` towards its total from their metrics.jsonl, and the latest value of
     `number`."""
 
@@ -154,7 +149,7 @@ def watch(
         share, latest = 0.0, ""
         for folder in folders.values():
             path = folder / "metrics.jsonl"
-            rows = runs.read_metrics(path) if path.exists() else []
+            rows = read_metrics(path) if path.exists() else []
             values = [r[number] for r in rows if number in r]
             ended = any((folder / f).exists() for f in ("checkpoints.json", "curve.json"))
             share += 1 if ended else min(1, rows[-1].get(of, 0) / total) if rows else 0

@@ -1,0 +1,1 @@
+"""The Triton kernels: a lesson of their own."""

@@ -1,0 +1,8 @@
+"""python -m nanopcf.ceiling CURVES.csv: see `curves`."""
+
+import sys
+
+from nanopcf.ceiling import curves
+
+if __name__ == "__main__":
+    sys.exit(curves.main())

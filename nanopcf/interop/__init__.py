@@ -1,0 +1,1 @@
+"""Other people's formats: model folders, problem files, math-verify."""

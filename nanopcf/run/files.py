@@ -1,0 +1,70 @@
+"""Files written whole or not at all: under a temporary name, flushed to the disk, then renamed.
+
+A reader, or a run that is resumed, only ever sees whole files, whatever moment a kill or a power cut chose.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+
+def write_text(path: Path, text: str) -> None:
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.unlink(missing_ok=True)  # it may be a link to a file elsewhere
+    temporary.write_bytes(content)
+    flush(temporary)
+    os.replace(temporary, path)
+
+
+def flush(path: Path) -> None:
+    """Out of the system's buffers, so that a renamed file is a whole one after a power cut too."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def write_json(path: Path, value: object) -> None:
+    write_text(path, json.dumps(value, indent=1) + "\n")
+
+
+def read_json(path: Path) -> dict:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"{path}: can't be read ({error.strerror})") from error
+    except (ValueError, RecursionError) as error:  # the latter: nested too deep
+        raise ValueError(f"{path}: not valid JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path}: expected a JSON object")
+    return value
+
+
+def write_folder(path: Path, write: Callable[[Path], None]) -> None:
+    """Fill a folder by write(folder), whole or not at all. An older one of the same name is replaced."""
+    temporary = path.with_name(path.name + ".tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        write(temporary)
+        for file in temporary.iterdir():
+            flush(file)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    older = set_aside(path)
+    os.replace(temporary, path)
+    shutil.rmtree(older, ignore_errors=True)
+
+
+def set_aside(folder: Path) -> Path:
+    """Under another name, before it is removed: one that a kill leaves half removed must not pass for a whole one."""
+    older = folder.with_name(folder.name + ".old")
+    shutil.rmtree(older, ignore_errors=True)
+    if folder.exists():
+        os.replace(folder, older)
+    return older
