@@ -3,17 +3,19 @@
     python train_rl.py --model DIR --train F.jsonl --val F.jsonl --algo dapo_dc --out runs/rl
     python train_rl.py --list          what differs between the algorithms, as a table
 
-A step: 1. roll out a group of answers to each prompt; 2. verify them, normalise within the group; 3. update on the
-per-token objective. Everything an algorithm chooses stands in its row of `objectives.RECIPES`; the loop has no branch on
-names. A group may hold an expert trajectory, or an answer that an expert began (`nanopcf/rollouts.py`).
-Sampled and scored distributions are the same one: the temperature divides the logits on both sides, and there is no
-top-p here. Packing, masks and the way to log-probs are those of SFT.
+A step of the loop in `main`: roll out a group of responses to each prompt (`collect`); judge them, which gives rewards and
+advantages (`judge`); update on the per-token objective (`update`: log-probs -> loss -> backward); log. Everything that an
+algorithm chooses stands in its row of `objectives.RECIPES`, and nothing here branches on names. Sampled and scored
+distributions are the same one: the temperature divides the logits on both sides, and there is no top-p. Packing, masks
+and the way to log-probs are those of SFT.
 
-Every `eval_every` steps, or every `eval_flops` of compute, the policy is scored on --val: the curve that `nanopcf.ceiling`
-fits. Compute is counted by Eqs. 23-29. With dynamic sampling the run ends by itself when no prompt gives a signal any more.
+Every `eval_every` steps, or every `eval_flops` of compute, the policy is scored on --val: the curve that
+`nanopcf.ceiling` fits. Compute is counted by Eqs. 23-29. With dynamic sampling the run ends by itself when no prompt
+gives a signal any more.
 
-On several GPUs: torchrun --nproc_per_node=N train_rl.py ... (`nanopcf/parallel.py`): each process rolls out its share of the
-prompts, all see all groups, each trains on its share of the rows. Left out: a value function, asynchronous rollouts.
+On several GPUs: torchrun --nproc_per_node=N train_rl.py ... (`nanopcf/run/parallel.py`). Each process rolls out its share
+of the prompts, all of them see all groups, and each trains on its share of the rows. Left out: a value function,
+asynchronous rollouts.
 """
 
 from dataclasses import dataclass
@@ -76,12 +78,16 @@ class RLConfig:
         config.above_zero(self, "lr clip")
         if self.recipe.expert in ("beside", "prefix") and self.group < 2:
             raise ValueError(f"--group must be at least 2 with {self.algo}: the expert takes one place")
+        if self.recipe.dynamic_sampling and self.recipe.expert == "none" and self.group < 2:
+            raise ValueError(
+                "--group must be at least 2 with dynamic sampling: a lone response has none to differ from"
+            )
         if self.temperature <= 0:
             raise ValueError("--temperature must be above 0: a greedy rollout has nothing to learn from")
 
     @property
     def recipe(self) -> "Recipe":
-        return with_choices(RECIPES[self.algo], self.set)
+        return recipes.with_choices(RECIPES[self.algo], self.set)
 
 
 if __name__ == "__main__":
@@ -91,15 +97,16 @@ import copy
 import math
 import sys
 import time
+from collections.abc import Callable
 from functools import partial
 
-import numpy as np
 import torch
-from torch import Tensor
 
 import kernels
 from nanopcf import checkpoint
-from nanopcf.data import Format, encode_prompts, read_examples
+from nanopcf.data import Example, Format, encode_prompts, read_examples
+from nanopcf.metrics import progress_text, step_metrics
+from nanopcf.model import Transformer
 from nanopcf.objectives import (
     RECIPES,
     Recipe,
@@ -109,129 +116,41 @@ from nanopcf.objectives import (
     kl_in_reward,
     kl_penalty,
     overlong_penalty,
-    recipe_table,
     rl_loss,
     token_terms,
-    with_choices,
 )
 from nanopcf.optim import SCHEDULES, Optimizer, learning_rate
-from nanopcf.packing import Rows, Sequence, batch_indices, pack, trained_hidden
-from nanopcf.rollouts import Group, Problem, complete, roll_out, step_flops
+from nanopcf.packing import batch_indices, pack, token_logprobs, trained_hidden
+from nanopcf.rollouts import Batch, Group, Problem, complete, make_batch, roll_out, step_flops
 from nanopcf.run import files, log, machine, parallel, signals
 from nanopcf.run.folder import Metrics, checkpoints, open_run
 from nanopcf.sampler import Sampler, slots_that_fit
-from nanopcf.tools import replay
+from nanopcf.tokenizer import TextTokenizer
+from nanopcf.tools import dry_run, recipes, replay
+
+# stop_unless_finite(what, value, rows, extras): ends the run when a number is not finite, and keeps what led to it
+Check = Callable[..., None]
 
 
-@torch.no_grad()
-def score_tokens(
-    model: torch.nn.Module, rows: Rows, micro_rows: int, count: int, temperature: float
-) -> tuple[Tensor, Tensor]:
-    """Log-probs and entropies at all `count` trained tokens of packed rows, in their flat order: [count] float32, CPU.
+def collect(
+    sampler: Sampler, tokenizer: TextTokenizer, problems: list[Problem], round_: int, progress: float, c: RLConfig
+) -> tuple[list[Group], list[Group], int]:
+    """Roll out rounds of prompts, beginning with the run's round number `round_`. Dynamic sampling goes on until enough
+    groups teach something, --max-rounds at most; otherwise one round is all.
 
-    Each process scores its share of the rows.
+    Returns (all groups drawn, those to train on, the number of the next round). Each process rolls out its share of a
+    round, and all of them get all groups.
     """
-    device = model.head_weight.device
-    found = torch.zeros(2, count, device=device)
-    for part in rows.own(device).split(micro_rows):
-        hidden, targets = trained_hidden(model, part)
-        scores = kernels.linear_logprob(hidden, model.head_weight, targets, temperature=temperature, entropy=True)
-        found[:, part.index[part.trained]] = torch.stack(scores)
-    parallel.total([found])
-    return tuple(found.cpu())
-
-
-def together(parts: list[Tensor]) -> Tensor:
-    """Token statistics of all micro-batches and processes, on the CPU."""
-    own = [torch.cat(parts).cpu()] if parts else []
-    return torch.cat([t for part in parallel.gathered([own]) for t in part])
-
-
-def try_longest(
-    model: torch.nn.Module, optimizer: Optimizer, sampler: Sampler, c: RLConfig, prompt: list[int], device
-) -> None:
-    """The longest prompt in every slot, answered to the limit; then one update on --micro-rows rows of that length."""
-    length = max(len(prompt) + c.max_new_tokens, c.pack_length)
-    rows = pack([Sequence([0] * length, 1)] * min(c.micro_rows, c.update_prompts * c.group), length)
-    rows = rows.to(device)
-    zeros = torch.zeros(rows.tokens.numel(), device=device)
-
-    def generate() -> None:
-        prompts = [prompt] * sampler.slots
-        sampler.generate(prompts, max_new_tokens=c.max_new_tokens, temperature=c.temperature)
-
-    def update() -> None:
-        hidden, targets = trained_hidden(model, rows)
-        terms = [zeros[: len(hidden)]] * 4 + [zeros[: len(hidden)].bool()]
-        loss, _ = kernels.linear_token_loss(
-            hidden, model.head_weight, targets, partial(rl_loss, recipe=c.recipe), terms
-        )
-        loss.backward()
-        optimizer.step(0.0, c.clip)
-
-    machine.try_out(f"generating {sampler.slots} answers of {c.max_new_tokens} tokens", generate, device)
-    machine.try_out(f"an update of {len(rows.tokens)} rows of {length} tokens", update, device)
-
-
-def mean(values: Tensor) -> float | None:
-    return values.float().mean().item() if len(values) else None
-
-
-def main(c: RLConfig) -> list[dict]:
-    """Train; return the curve as dicts of step, x (FLOPs), score, greedy."""
-    # ---- 1. setup ----
-    device = parallel.start(machine.choose_device(c.device))
-    recipe = c.recipe
-    dtype = machine.choose_dtype(c.dtype, device)
-    model, tokenizer = checkpoint.load(c.model, device, dtype)
-    threads = machine.set_threads(c.threads, model)
-    room = model.config.max_length - c.max_new_tokens  # for prompts
-    form = Format(c.chat, c.template)
-    asked = ("prompt", "answer")
-    taught = asked if recipe.expert == "none" else (*asked, "trajectory")
-    (train, prompt_ids), (val, val_ids) = (
-        encode_prompts(read_examples(file, need=need), tokenizer, room, file, format=form, drop=c.drop_long)
-        for file, need in ((c.train, taught), (c.val, asked))
-    )
-    # an expert longer than the limit is cut there, and then has no end token
-    experts = [tokenizer.encode_answer(e.trajectory)[: c.max_new_tokens] for e in train]
-    problems = [Problem(ids, e.answer, x) for ids, e, x in zip(prompt_ids, train, experts, strict=True)]
-    reference = copy.deepcopy(model)  # where RL started: for the KL term and the KL metric
-    model.recompute = c.recompute
-    if c.compile:
-        model.compile_blocks()
-    optimizer = Optimizer(model, c.weight_decay)
-    longest = max(map(len, prompt_ids + val_ids)) + c.max_new_tokens
-    slots = c.slots or slots_that_fit(model, longest)
-    sampler = Sampler(model, slots=slots, max_length=model.config.max_length)
-    if c.dry_run:
-        try_longest(model, optimizer, sampler, c, max(prompt_ids, key=len), device)
-        return []
-    # drawn: rounds of prompts; x: FLOPs spent; ended: by compute or for want of a signal; threads: rounding depends on them
-    state = {"step": 0, "updates": 0, "drawn": 0, "x": 0.0, "ended": False, "threads": threads}
-
-    def evaluate(temperature: float) -> float:
-        options = dict(max_new_tokens=c.max_new_tokens, slots=slots, seed=c.seed, format=form)
-        own = parallel.share(range(len(val)))
-        correct, _ = complete(
-            model,
-            tokenizer,
-            [val[i] for i in own],
-            samples=c.eval_samples,
-            temperature=temperature,
-            places=own,
-            **options,
-        )
-        return parallel.summed(float(correct.sum())) / (len(val) * c.eval_samples)
-
-    def draw_groups(round_: int, prompts: int, progress: float) -> list[Group]:
-        """Round `round_` of rollouts; each process does its share."""
-        drawn = batch_indices(len(train), prompts, round_, c.seed)
-        own = parallel.share(range(len(drawn)))
+    dynamic = c.recipe.dynamic_sampling
+    last = round_ + (c.max_rounds if dynamic else 1)
+    drawn, useful = [], []
+    while len(useful) < c.prompts and round_ < last:
+        indices = batch_indices(len(problems), c.round_prompts if dynamic else c.prompts, round_, c.seed)
+        own = parallel.share(range(len(indices)))
         groups = roll_out(
             sampler,
-            recipe,
-            [problems[drawn[j]] for j in own],
+            c.recipe,
+            [problems[indices[i]] for i in own],
             places=own,
             group=c.group,
             decode=tokenizer.decode,
@@ -241,19 +160,161 @@ def main(c: RLConfig) -> list[dict]:
             seed=(c.seed, round_),
             progress=progress,
         )
-        return parallel.gathered(groups)
+        groups = parallel.gathered(groups)
+        drawn += groups
+        useful += [g for g in groups if g.teaches or not dynamic]
+        round_ += 1
+    return drawn, useful[: c.prompts], round_  # the surplus is dropped, as in DAPO
 
-    def check(step: int, what: str, value: float, rows: Rows, extras: list[Tensor] | None = None) -> None:
+
+def judge(groups: list[Group], model: Transformer, reference: Transformer, c: RLConfig, check: Check) -> Batch:
+    """The groups as a batch with rewards, advantages, and the log-probs that the update compares with."""
+    recipe, batch = c.recipe, make_batch(groups)
+    rows = pack(batch.sequences, c.pack_length)
+    check("sum of the sampled log-probs", batch.sampler_logprobs.sum().item(), rows)
+
+    # The ratio is taken over the policy that sampled. Its log-probs are the sampler's, which cost nothing, or the
+    # trainer's where the recipe needs them. As in LUFFY, the expert's own probability counts as 1.
+    batch.old_logprobs = batch.sampler_logprobs  # (N,)
+    if c.old_logprobs == "recomputed" or recipe.needs_old_logprobs:
+        batch.old_logprobs, _ = token_logprobs(model, rows, c.micro_rows, c.temperature)
+        if recipe.expert != "prefix":
+            batch.old_logprobs = torch.where(batch.is_expert, batch.sampler_logprobs, batch.old_logprobs)
+    if recipe.needs_reference:
+        batch.ref_logprobs, _ = token_logprobs(reference, rows, c.micro_rows, c.temperature)
+
+    batch.rewards = batch.correct.clone()  # (B,)
+    if recipe.overlong == "soft":
+        batch.rewards += overlong_penalty(batch.lengths, c.max_new_tokens, c.overlong_cache)
+    if recipe.needs_reference and recipe.kl_place == "reward":
+        # The policy pays for its own tokens alone: where the expert wrote, the difference is 0.
+        own_logprobs = torch.where(batch.is_expert, batch.ref_logprobs, batch.old_logprobs)
+        batch.rewards -= recipe.kl_coef * kl_in_reward(own_logprobs, batch.ref_logprobs, batch.lengths)
+    # Groups can differ in size (UPT), so each is normalised by itself.
+    by_group = batch.rewards.split(batch.group_sizes)
+    batch.advantages = torch.cat([group_advantages(r[None], recipe.advantage)[0] for r in by_group])  # (B,)
+    batch.trained_lengths = batch.lengths
+    if recipe.overlong == "filter":  # a response that was cut is not trained, and its reward stays in the group's mean
+        batch.trained_lengths = batch.lengths.masked_fill(batch.truncated, 0)
+    return batch
+
+
+def update(model: Transformer, optimizer: Optimizer, batch: Batch, lr: float, c: RLConfig, check: Check) -> dict:
+    """One optimizer step. Returns loss, grad_norm, and by token of this process's rows: entropy [n]; without the
+    expert's tokens delta [m], |trainer's - sampler's log-prob|, and clipped [m, 2], gradient lost below and above."""
+    recipe, device = c.recipe, model.head_weight.device
+    rows = pack(batch.sequences, c.pack_length)
+    current = None
+    if recipe.needs_current_logprobs:
+        current = token_logprobs(model, rows, c.micro_rows, c.temperature)
+    # What each token brings to the loss, for the whole batch at once: its split into micro-batches changes nothing.
+    terms = token_terms(
+        recipe,
+        advantages=batch.advantages,
+        correct=batch.correct,
+        lengths=batch.lengths,
+        trained_lengths=batch.trained_lengths,
+        is_expert=batch.is_expert,
+        sampler_logprobs=batch.sampler_logprobs,
+        old_logprobs=batch.old_logprobs,
+        current=current,
+        max_length=c.max_new_tokens,
+    )
+    terms = Terms(*(term.to(device) for term in terms))  # (N,) each
+    sampler_logprobs = batch.sampler_logprobs.to(device)
+    ref_logprobs = []
+    if recipe.needs_reference and recipe.kl_place == "loss":
+        ref_logprobs = [batch.ref_logprobs.to(device)]
+
+    loss_fn = partial(rl_loss, recipe=recipe)
+    loss_sum, entropy, delta, clipped = 0.0, [], [], []
+    for micro in rows.own(device).split(c.micro_rows):
+        hidden, targets = trained_hidden(model, micro)  # (n, D), (n,)
+        place = micro.index[micro.trained]  # (n,) where these tokens stand among the N
+        t = Terms(*(term[place] for term in terms))
+        extras = [*t, *(ref[place] for ref in ref_logprobs)]
+        # Log-probs and loss are one operation, so that no logits [n, V] are kept for backward.
+        loss, stats = kernels.linear_token_loss(
+            hidden, model.head_weight, targets, loss_fn, extras, temperature=c.temperature
+        )
+        loss.backward()
+        loss_sum += loss.item()
+        entropy.append(stats["entropy"])
+        low_high = clip_stats(stats["logprob"], t.old_logprob, t.advantage, recipe)
+        clipped.append(torch.stack(low_high, dim=1)[~t.is_expert])
+        delta.append((stats["logprob"] - sampler_logprobs[place])[~t.is_expert].abs())
+    loss_sum = parallel.summed(loss_sum)
+    check("loss", loss_sum, rows, [*terms, *ref_logprobs])
+    grad_norm = optimizer.step(lr, c.clip)
+    check("gradient's norm", grad_norm, rows, [*terms, *ref_logprobs])
+    return dict(loss=loss_sum, grad_norm=grad_norm, entropy=entropy, delta=delta, clipped=clipped)
+
+
+def evaluate(
+    model: Transformer, tokenizer: TextTokenizer, examples: list[Example], slots: int, temperature: float, c: RLConfig
+) -> float:
+    """Share of right responses to the validation problems. Each process answers its share of them."""
+    own = parallel.share(range(len(examples)))
+    form, mine = Format(c.chat, c.template), [examples[i] for i in own]
+    options = dict(max_new_tokens=c.max_new_tokens, slots=slots, seed=c.seed, places=own, format=form)
+    correct, _ = complete(model, tokenizer, mine, samples=c.eval_samples, temperature=temperature, **options)
+    return parallel.summed(float(correct.sum())) / (len(examples) * c.eval_samples)
+
+
+def kl_to_start(batch: Batch, model: Transformer, reference: Transformer, c: RLConfig) -> float:
+    """The k3 estimate of KL(policy || start of RL) on a batch's tokens."""
+    rows = pack(batch.sequences, c.pack_length)
+    logprobs, ref_logprobs = (token_logprobs(m, rows, c.micro_rows, c.temperature)[0] for m in (model, reference))
+    return kl_penalty(logprobs, ref_logprobs, "k3").mean().item()
+
+
+def main(c: RLConfig) -> list[dict]:
+    """Train; return the curve as dicts of step, x (FLOPs), score, greedy."""
+    # ---- 1. setup ----
+    recipe = c.recipe
+    device = parallel.start(machine.choose_device(c.device))
+    dtype = machine.choose_dtype(c.dtype, device)
+    model, tokenizer = checkpoint.load(c.model, device, dtype)
+    threads = machine.set_threads(c.threads, model)
+    form = Format(c.chat, c.template)
+    room = model.config.max_length - c.max_new_tokens  # tokens that a prompt may have
+
+    def load_problems(file: str, *fields: str) -> tuple[list, list[list[int]]]:
+        examples = read_examples(file, need=("prompt", "answer", *fields))
+        return encode_prompts(examples, tokenizer, room, file, format=form, drop=c.drop_long)
+
+    train, prompts = load_problems(c.train, *(["trajectory"] if recipe.needs_expert else []))
+    val, val_prompts = load_problems(c.val)
+    # An expert longer than the limit is cut there, and then has no end token.
+    experts = [tokenizer.encode_answer(e.trajectory)[: c.max_new_tokens] for e in train]
+    problems = [Problem(prompt, e.answer, x) for prompt, e, x in zip(prompts, train, experts, strict=True)]
+    reference = copy.deepcopy(model)  # the policy that RL starts from, for the KL term and the KL metric
+    model.recompute = c.recompute
+    if c.compile:
+        model.compile_blocks()
+    optimizer = Optimizer(model, c.weight_decay)
+    slots = c.slots or slots_that_fit(model, max(map(len, prompts + val_prompts)) + c.max_new_tokens)
+    sampler = Sampler(model, slots=slots, max_length=model.config.max_length)
+    if c.dry_run:
+        dry_run.try_rl(model, optimizer, sampler, c, max(prompts, key=len))
+        return []
+    # What a resumed run needs besides weights and optimizer. drawn: rounds of prompts so far; x: FLOPs spent; ended: by
+    # compute, or for want of a signal; threads, because the rounding of sums depends on their number.
+    state = {"step": 0, "updates": 0, "drawn": 0, "x": 0.0, "ended": False, "threads": threads}
+
+    score = partial(evaluate, model, tokenizer, val, slots, c=c)
+
+    def stop_unless_finite(what: str, value: float, rows, extras=None) -> None:
         if not math.isfinite(value):
             used = dict(recipe=recipe if extras else None, extras=extras, temperature=c.temperature)
-            replay.stop(out, f"step {step}: the {what} is {value}", model, tokenizer, rows, **used)
+            replay.stop(out, f"step {state['step'] + 1}: the {what} is {value}", model, tokenizer, rows, **used)
 
     def save() -> None:
         scores = {r["step"]: r["score"] for r in metrics.rows("score")}
         checkpoint.save_step(out, state["step"], model, tokenizer, optimizer, state, keep=c.keep, goodness=scores)
 
     # ---- 2. the run folder, and where the run stands ----
-    with open_run(c.out, c, c.resume, free=("device", "threads")) as out, signals.stoppable() as asked:
+    with open_run(c.out, c, c.resume, free=("device", "threads")) as out, signals.stoppable() as stop_signal:
         saved = checkpoints(out)
         if saved:
             state = checkpoint.load_training(saved[-1][1], model, optimizer, state)
@@ -267,169 +328,53 @@ def main(c: RLConfig) -> list[dict]:
             "(on-policy the loss stays near 0: watch the reward, the gradient norm and the share of groups with signal)"
         )
         if not saved:
-            metrics.log(step=0, x=0.0, score=evaluate(c.eval_temperature), greedy=evaluate(0.0))
+            metrics.log(step=0, x=0.0, score=score(c.eval_temperature), greedy=score(0.0))
         bar = log.bar(state["step"], state["step"] if state["ended"] else c.steps, c.steps, f"RL {out.name}")
         for step in bar:
-            began = time.perf_counter()
-            # ---- 3. rollouts (dynamic sampling: rounds, until enough groups have a signal) ----
+            # ---- 3. roll out ----
+            started, x_before = time.perf_counter(), state["x"]
             progress = state["x"] / c.max_flops if c.max_flops else step / c.steps
-            groups: list[Group] = []
-            seen: list[Group] = []
-            for _ in range(c.max_rounds if recipe.dynamic_sampling else 1):
-                prompts = c.round_prompts if recipe.dynamic_sampling else c.prompts
-                fresh = draw_groups(state["drawn"], prompts, progress)
-                state["drawn"] += 1
-                seen += fresh
-                groups += [g for g in fresh if g.has_signal or not recipe.dynamic_sampling]
-                if len(groups) >= c.prompts:
-                    break
-            groups = groups[: c.prompts]  # the surplus is dropped, as in DAPO
-            generated = time.perf_counter()
-
-            x_before = state["x"]
-            state["x"] += step_flops(model.config, recipe, seen, groups)
+            drawn, groups, state["drawn"] = collect(sampler, tokenizer, problems, state["drawn"], progress, c)
+            state["x"] += step_flops(model.config, recipe, drawn, groups)
             if not groups:
                 log.announce(f"{out.name}: no prompt gave a signal in {c.max_rounds} rounds; RL ends at step {step}")
                 state["ended"] = True
                 break
 
-            # ---- 4. rewards and advantages: a number a sequence (B of them), or a token (N) ----
-            rollouts = [r for g in groups for r in g.rollouts]
-            sequences = [Sequence(g.prompt + r.tokens, len(g.prompt)) for g in groups for r in g.rollouts]
-            lengths = torch.tensor([len(r.tokens) for r in rollouts])
-            truncated = torch.tensor([r.truncated for r in rollouts])
-            correct = torch.tensor([r.correct for r in rollouts])
-            sampled = torch.tensor([lp for r in rollouts for lp in r.logprobs])
-            expert = torch.tensor([t < r.expert for r in rollouts for t in range(len(r.tokens))])
-            old, ref = sampled, None
-            rows = pack(sequences, c.pack_length)
-            check(step + 1, "sum of the sampled log-probs", sampled.sum().item(), rows)
-            if c.old_logprobs == "recomputed" or recipe.needs_old:
-                old, _ = score_tokens(model, rows, c.micro_rows, len(sampled), c.temperature)
-                if recipe.expert != "prefix":
-                    old = torch.where(expert, sampled, old)
-            if recipe.kl_coef:
-                ref, _ = score_tokens(reference, rows, c.micro_rows, len(sampled), c.temperature)
-            rewards = correct.clone()
-            if recipe.overlong == "soft":
-                rewards += overlong_penalty(lengths, c.max_new_tokens, c.overlong_cache)
-            if recipe.kl_coef and recipe.kl_place == "reward":
-                rewards -= recipe.kl_coef * kl_in_reward(torch.where(expert, ref, old), ref, lengths)
-            sizes = [len(g.rollouts) for g in groups]
-            advantages = torch.cat([group_advantages(r[None], recipe.advantage)[0] for r in rewards.split(sizes)])
-            trained_lengths = lengths.masked_fill(truncated, 0) if recipe.overlong == "filter" else lengths
+            # ---- 4. judge ----
+            generated = time.perf_counter()
+            batch = judge(groups, model, reference, c, stop_unless_finite)
 
-            # ---- 5. update ----
-            scored = time.perf_counter()
-            first_of = [0, *np.cumsum(sizes)]  # sequence of each group, token of each sequence
-            token_of = [0, *lengths.cumsum(0).tolist()]
-            losses, norms = [], []
-            entropies, deltas, clipped = [], [], []  # of this process's tokens
+            # ---- 5. update: once, or (with --update-prompts below --prompts) several times on parts of the batch ----
+            judged, updates = time.perf_counter(), []
             for first in range(0, len(groups), c.update_prompts):
-                part = slice(first_of[first], first_of[min(first + c.update_prompts, len(groups))])
-                flat = slice(token_of[part.start], token_of[part.stop])
-                packed = pack(sequences[part], c.pack_length)
-                current = None
-                if recipe.needs_current:
-                    current = score_tokens(model, packed, c.micro_rows, flat.stop - flat.start, c.temperature)
-                terms = token_terms(
-                    recipe,
-                    advantages=advantages[part],
-                    correct=correct[part],
-                    lengths=lengths[part],
-                    trained_lengths=trained_lengths[part],
-                    expert=expert[flat],
-                    sampled=sampled[flat],
-                    old=old[flat],
-                    current=current,
-                    max_length=c.max_new_tokens,
-                )
-                terms = Terms(*(t.to(device) for t in terms))
-                extras = [*terms]
-                if recipe.kl_coef and recipe.kl_place == "loss":
-                    extras.append(ref[flat].to(device))
-                loss_sum = 0.0
-                for micro in packed.own(device).split(c.micro_rows):
-                    hidden, targets = trained_hidden(model, micro)
-                    at = micro.index[micro.trained]
-                    loss, stats = kernels.linear_token_loss(
-                        hidden,
-                        model.head_weight,
-                        targets,
-                        partial(rl_loss, recipe=recipe),
-                        [e[at] for e in extras],
-                        temperature=c.temperature,
-                    )
-                    loss.backward()
-                    loss_sum += loss.item()
-                    entropies.append(stats["entropy"])
-                    own = ~terms.expert[at]
-                    pair = clip_stats(stats["logprob"], terms.old_logprob[at], terms.advantage[at], recipe)
-                    clipped.append(torch.stack(pair, dim=1)[own])
-                    if first == 0:  # still the weights that sampled: sampler and trainer should agree
-                        deltas.append((stats["logprob"] - sampled[flat].to(device)[at])[own].abs())
-                losses.append(parallel.summed(loss_sum))
-                check(step + 1, "loss", losses[-1], packed, extras)
+                part = batch.part(first, first + c.update_prompts)
                 lr = learning_rate(state["updates"], progress, peak=c.lr, warmup=c.warmup, schedule=c.schedule)
-                norms.append(optimizer.step(lr, c.clip))
-                check(step + 1, "gradient's norm", norms[-1], packed, extras)
+                updates.append(update(model, optimizer, part, lr, c, stop_unless_finite))
                 state["updates"] += 1
             state["step"] = step + 1
 
             # ---- 6. log, evaluate, save ----
-            now = time.perf_counter()
-            tried = [torch.tensor([r.correct for r in g.tried]) for g in seen]
-            generated_tokens = sum(len(g.prompt) + len(r.tokens) for g in seen for r in (g.tried or g.rollouts))
-            entropy, delta, clipped = (together(part) for part in (entropies, deltas, clipped))
-            row = dict(
-                step=step + 1,
-                x=state["x"],
-                pass_rate=mean(torch.cat(tried)),
-                reward=mean(rewards),
-                signal_share=float(np.mean([g.has_signal for g in seen])),
-                rounds=len(seen) / (c.round_prompts if recipe.dynamic_sampling else c.prompts),
-                length=mean(lengths),
-                truncated_share=mean(truncated),
-                expert_share=mean(expert),
-                entropy=mean(entropy),
-                clip_low=mean(clipped[:, 0]),
-                clip_high=mean(clipped[:, 1]),
-                delta_logprob_mean=mean(delta),
-                delta_logprob_max=delta.max().item() if len(delta) else None,
-                loss=sum(losses),
-                grad_norm=float(np.mean(norms)),
-                lr=lr,
-                seconds=now - began,
-                tokens_per_s=round(generated_tokens / (now - began)),
-                generation_share=(generated - began) / (now - began),
-                scoring_share=(scored - generated) / (now - began),
-                update_share=(now - scored) / (now - began),
-                peak_memory_mib=torch.cuda.max_memory_allocated() / 2**20 if device.type == "cuda" else None,
-            )
-            spent = 0 < c.max_flops <= state["x"]
-            state["ended"] = spent
-            last = spent or step + 1 == c.steps
+            clock = (started, generated, judged, time.perf_counter())
+            row = dict(step=step + 1, x=state["x"], lr=lr) | step_metrics(drawn, batch, updates, clock)
+            row["rounds"] = len(drawn) / (c.round_prompts if recipe.dynamic_sampling else c.prompts)
+            state["ended"] = 0 < c.max_flops <= state["x"]
+            last = state["ended"] or step + 1 == c.steps
             due = (step + 1) % c.eval_every == 0
             if c.eval_flops:
                 due = state["x"] // c.eval_flops > x_before // c.eval_flops
             if due or last:
-                row["score"] = evaluate(c.eval_temperature)
-                rows = pack(sequences, c.pack_length)
-                (now_logprob, _), (start_logprob, _) = (
-                    score_tokens(m, rows, c.micro_rows, len(sampled), c.temperature) for m in (model, reference)
-                )
-                row["kl_to_start"] = mean(kl_penalty(now_logprob, start_logprob, "k3"))
+                row["score"] = score(c.eval_temperature)
+                row["kl_to_start"] = kl_to_start(batch, model, reference, c)
             metrics.log(**row)
             if last:
                 break
-            number = asked()
+            number = stop_signal()
             if (step + 1) % c.checkpoint_every == 0 or number:
                 save()
             if number:
                 signals.leave(out, step + 1, number)
-            shown = f"signal {row['signal_share']:.2f}"
-            shown = shown if row["pass_rate"] is None else f"pass {row['pass_rate']:.2f}, {shown}"
-            bar.set_postfix_str(f"{shown}, {row['generation_share']:.0%} generating", refresh=False)
+            bar.set_postfix_str(progress_text(row), refresh=False)
 
         # ---- 7. the end: the policy, and its curve ----
         parallel.wait()
@@ -437,9 +382,9 @@ def main(c: RLConfig) -> list[dict]:
             save()
             names = ("step", "x", "score", "greedy")
             curve = [{k: r[k] for k in names if k in r} for r in metrics.rows("score")]
-            if curve[-1]["x"] < state["x"]:  # ended between two evaluations
-                curve.append({"step": state["step"], "x": state["x"], "score": evaluate(c.eval_temperature)})
-            curve[-1]["greedy"] = evaluate(0.0)
+            if curve[-1]["x"] < state["x"]:  # the run ended between two evaluations
+                curve.append({"step": state["step"], "x": state["x"], "score": score(c.eval_temperature)})
+            curve[-1]["greedy"] = score(0.0)
             if parallel.rank() == 0:
                 files.write_json(out / "curve.json", {"curve": curve})
             parallel.wait()
@@ -457,9 +402,6 @@ def print_curve(curve: list[dict]) -> None:
 
 if __name__ == "__main__":
     if "--list" in sys.argv[1:]:
-        print(recipe_table())
-        print("\nchoices, for --set:")
-        for name, comment in config.field_help(Recipe).items():
-            print(f"  {name:<18}{comment}")
+        recipes.print_recipes()
     else:
         config.run_cli(lambda: print_curve(main(config.parse(RLConfig, __doc__))))

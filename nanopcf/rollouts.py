@@ -1,56 +1,76 @@
-"""Groups of answers to a prompt: written by the policy, by the expert, or begun by the expert and continued by the policy.
+"""Groups of responses to a prompt, their verdicts, and the batch of tensors that an update trains on.
 
-Which of them a group holds is the first choice of a `Recipe` (`expert`). Every token knows who wrote it: the first
-`expert` tokens of a rollout are the expert's. Their log-prob is 0, the probability 1 that LUFFY divides by.
+Which responses a group holds is the first choice of a `Recipe` (`expert`): the policy's own, an expert's trajectory
+beside or instead of them, or one that the expert began and the policy continued. Every token knows who wrote it: the
+first `expert_tokens` tokens of a rollout are the expert's. Their log-prob is 0, the probability 1 that LUFFY divides by.
 """
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from nanopcf import flops, rewards
+from nanopcf import flops, packing
 from nanopcf.data import PLAIN, Example, Format
 from nanopcf.model import ModelConfig, Transformer
-from nanopcf.objectives import Recipe, has_signal, prefix_share
+from nanopcf.objectives import Recipe
 from nanopcf.rewards import verify
 from nanopcf.sampler import Completion, Sampler
 from nanopcf.tokenizer import TextTokenizer
+
+# ---- 1. what is rolled out ----
 
 
 @dataclass(frozen=True)
 class Problem:
     prompt: list[int]
     answer: str
-    # tokens of the trajectory, the end token included unless it was cut
+    # tokens of the expert's trajectory, with the end token unless it was cut at the limit
     expert: list[int] = field(default_factory=list)
 
 
 @dataclass
 class Rollout:
-    tokens: list[int]  # of the answer
+    """One response to a prompt, as tokens."""
+
+    tokens: list[int]
     logprobs: list[float]  # of the sampler; 0 for the expert's tokens
-    expert: int  # tokens at the start that the expert wrote
-    correct: float  # 1 or 0
-    truncated: bool  # the policy came to the limit
+    expert_tokens: int  # so many tokens at the start are the expert's
+    correct: float  # 1 or 0, the verifier's verdict
+    truncated: bool  # the policy came to the limit without an end token
 
 
 @dataclass
 class Group:
+    """All responses to one prompt."""
+
     prompt: list[int]
     tried: list[Rollout]  # what the policy wrote by itself
     rollouts: list[Rollout]  # what is trained
 
     @property
-    def rewards(self) -> Tensor:
-        """[G] of 0/1."""
-        return torch.tensor([r.correct for r in self.rollouts])
+    def has_signal(self) -> bool:
+        """Some responses are right and some are wrong: elsewhere every advantage is 0."""
+        right = sum(r.correct for r in self.rollouts)
+        return 0 < right < len(self.rollouts)
 
     @property
-    def has_signal(self) -> bool:
-        return has_signal(self.rewards[None]).item()
+    def teaches(self) -> bool:
+        """There is something to learn: a signal, or (UPT, SFT) an expert alone, whose likelihood is trained."""
+        return self.has_signal or all(r.expert_tokens == len(r.tokens) for r in self.rollouts)
+
+
+def prefix_share(progress: float, uniform: float) -> float:
+    """Share of the expert's tokens that a response continues in Prefix-RFT, at `progress` (0 to 1) of the run.
+
+    It is uniform (Beta(1, 1), the default of its code) between a lower bound and 0.95; the bound falls along a cosine
+    from 0.95 to 0.05. uniform: a random number in [0, 1).
+    """
+    low = 0.05 + 0.90 * (1 + math.cos(math.pi * min(1.0, progress))) / 2
+    return low + (0.95 - low) * uniform
 
 
 def roll_out(
@@ -67,72 +87,138 @@ def roll_out(
     seed: tuple[int, int],
     progress: float,
 ) -> list[Group]:
-    """One group a problem. What is drawn depends on `seed` and the problem's place in the round (`places`) alone.
+    """One group per problem. What is sampled depends on `seed` and the problem's place in the round (`places`) alone.
 
-    group: G, rollouts a prompt where no expert takes a place; progress: of the run, 0 to 1, for the prefix.
+    group: G, rollouts per prompt where no expert takes a place; progress: share of the run that is done, 0 to 1, for
+    the length of prefixes.
     """
 
-    def judged(problem: Problem, answer: Completion, begun: Sequence[int] = ()) -> Rollout:
-        tokens = [*begun, *answer.tokens]
+    def judged(problem: Problem, completion: Completion, prefix: Sequence[int] = ()) -> Rollout:
+        tokens = [*prefix, *completion.tokens]
+        logprobs = [0.0] * len(prefix) + completion.logprobs
         correct = verify(decode(tokens), problem.answer)
-        logprobs = [0.0] * len(begun) + answer.logprobs
-        return Rollout(tokens, logprobs, len(begun), correct, answer.finish_reason == "length")
+        return Rollout(tokens, logprobs, len(prefix), correct, completion.finish_reason == "length")
 
     def expert(problem: Problem) -> Rollout:
-        tokens = problem.expert
-        correct = verify(decode(tokens), problem.answer)  # the verifier decides, as for any answer
-        return Rollout(tokens, [0.0] * len(tokens), len(tokens), correct, False)
+        # An expert can be wrong: the verifier decides, as for any other response.
+        tokens, correct = problem.expert, verify(decode(problem.expert), problem.answer)
+        return Rollout(tokens, [0.0] * len(tokens), len(tokens), correct, truncated=False)
 
-    common = dict(temperature=temperature, stop_ids=stop_ids, places=places)
-    own = {"only": 0, "beside": group - 1, "prefix": group - 1}.get(recipe.expert, group)
-    answers: list[Completion] = []
+    # 1. The policy's own responses. An expert alone leaves no place for them, an expert in the group takes one.
+    own = group
+    if recipe.expert == "only":
+        own = 0
+    elif recipe.expert in ("beside", "prefix"):
+        own = group - 1
+    options = dict(temperature=temperature, stop_ids=stop_ids, places=places)
+    completions: list[Completion] = []
     if own:
-        prompts = [p.prompt for p in problems]
-        answers = sampler.generate(prompts, n=own, max_new_tokens=max_new_tokens, seed=hash(seed), **common)
+        # Python's hash of a tuple of integers is the same in every process and on every machine.
+        prompts = [problem.prompt for problem in problems]
+        completions = sampler.generate(prompts, n=own, max_new_tokens=max_new_tokens, seed=hash(seed), **options)
+    # 2. The groups, with whole trajectories of the expert where the recipe wants them.
     groups = []
-    for k, p in enumerate(problems):
-        tried = [judged(p, a) for a in answers[k * own : (k + 1) * own]]
+    for k, problem in enumerate(problems):
+        tried = [judged(problem, completion) for completion in completions[k * own : (k + 1) * own]]
         rollouts = list(tried)
         if recipe.expert == "instead" and sum(r.correct for r in tried) <= recipe.gate:
-            rollouts = [expert(p)]
+            rollouts = [expert(problem)]  # UPT: too few right answers, so this prompt trains on its expert
         elif recipe.expert in ("only", "beside"):
-            rollouts.append(expert(p))
-        groups.append(Group(p.prompt, tried, rollouts))
+            rollouts.append(expert(problem))
+        groups.append(Group(problem.prompt, tried, rollouts))
+    # 3. Prefix-RFT: the last response of a group continues the expert's first tokens, at least one short of its end.
     if recipe.expert == "prefix":
-        draws = [np.random.default_rng((*seed, place)).random() for place in places]
-        begun = [
-            p.expert[: min(len(p.expert) - 1, int(prefix_share(progress, u) * len(p.expert)))]
-            for p, u in zip(problems, draws, strict=True)
-        ]
-        answers = sampler.generate(
-            [p.prompt + b for p, b in zip(problems, begun, strict=True)],
-            max_new_tokens=[max_new_tokens - len(b) for b in begun],
+        prefixes = []
+        for problem, place in zip(problems, places, strict=True):
+            share = prefix_share(progress, np.random.default_rng((*seed, place)).random())
+            prefixes.append(problem.expert[: min(len(problem.expert) - 1, int(share * len(problem.expert)))])
+        completions = sampler.generate(
+            [problem.prompt + prefix for problem, prefix in zip(problems, prefixes, strict=True)],
+            max_new_tokens=[max_new_tokens - len(prefix) for prefix in prefixes],
             seed=hash((*seed, 1)),
-            **common,
+            **options,
         )
-        for g, p, a, b in zip(groups, problems, answers, begun, strict=True):
-            g.rollouts.append(judged(p, a, b))
+        for g, problem, completion, prefix in zip(groups, problems, completions, prefixes, strict=True):
+            g.rollouts.append(judged(problem, completion, prefix))
     return groups
 
 
-def step_flops(config: ModelConfig, recipe: Recipe, seen: list[Group], trained: list[Group]) -> float:
-    """Compute of a step in which `seen` were drawn and `trained` of them used: Eq. 23 (SFT), 24 and 25 (GRPO, DAPO and
-    Prefix-RFT), 26 (LUFFY, SRFT), 27-29 (UPT)."""
-    length = lambda g, r: len(g.prompt) + len(r.tokens)  # noqa: E731
-    mean = lambda lengths: float(np.mean(lengths)) if lengths else 0.0  # noqa: E731
-    own = [length(g, r) for g in seen for r in g.tried]
-    experts = [length(g, r) for g in trained for r in g.rollouts if r.expert]
+# ---- 2. the batch that is trained ----
+
+
+@dataclass
+class Batch:
+    """The trained responses of some groups: B sequences with N response tokens in all. Tensors on the CPU.
+
+    A tensor of tokens is flat: the tokens of the first sequence, then those of the second, and so on.
+    """
+
+    sequences: list[packing.Sequence]  # B prompts, each with its response
+    group_sizes: list[int]  # sequences of each group
+    correct: Tensor  # [B] 1 or 0, the verifier's verdict
+    lengths: Tensor  # [B] response tokens
+    truncated: Tensor  # [B] bool
+    is_expert: Tensor  # [N] bool: written by the expert
+    sampler_logprobs: Tensor  # [N] 0 for the expert's tokens
+    # filled in by the judge, see train_rl.py
+    rewards: Tensor | None = None  # [B] correct, less what the recipe takes off
+    advantages: Tensor | None = None  # [B]
+    trained_lengths: Tensor | None = None  # [B] lengths, but 0 for a response that is not trained
+    old_logprobs: Tensor | None = None  # [N] what the ratio is taken over
+    ref_logprobs: Tensor | None = None  # [N] of the policy that RL started from, for a KL term
+
+    def part(self, first: int, last: int) -> "Batch":
+        """Groups first:last, the batch of one optimizer step."""
+        edges = [0, *np.cumsum(self.group_sizes).tolist()]  # group -> its first sequence
+        starts = [0, *self.lengths.cumsum(0).tolist()]  # sequence -> its first token
+        sequences = slice(edges[first], edges[min(last, len(self.group_sizes))])
+        tokens = slice(starts[sequences.start], starts[sequences.stop])
+        cut = {"group_sizes": self.group_sizes[first:last], "sequences": self.sequences[sequences]}
+        for name in ("correct", "lengths", "truncated", "rewards", "advantages", "trained_lengths"):
+            cut[name] = getattr(self, name)[sequences]
+        for name in ("is_expert", "sampler_logprobs", "old_logprobs", "ref_logprobs"):
+            values = getattr(self, name)
+            cut[name] = None if values is None else values[tokens]
+        return replace(self, **cut)
+
+
+def make_batch(groups: list[Group]) -> Batch:
+    rollouts = [r for g in groups for r in g.rollouts]
+    return Batch(
+        sequences=[packing.Sequence(g.prompt + r.tokens, len(g.prompt)) for g in groups for r in g.rollouts],
+        group_sizes=[len(g.rollouts) for g in groups],
+        correct=torch.tensor([r.correct for r in rollouts]),
+        lengths=torch.tensor([len(r.tokens) for r in rollouts]),
+        truncated=torch.tensor([r.truncated for r in rollouts]),
+        is_expert=torch.tensor([t < r.expert_tokens for r in rollouts for t in range(len(r.tokens))]),
+        sampler_logprobs=torch.tensor([logprob for r in rollouts for logprob in r.logprobs]),
+    )
+
+
+def step_flops(config: ModelConfig, recipe: Recipe, drawn: list[Group], trained: list[Group]) -> float:
+    """Compute of a step in which `drawn` were rolled out and `trained` of them used: Eq. 23 (SFT), 24 and 25 (GRPO, DAPO
+    and Prefix-RFT), 26 (LUFFY, SRFT), 27-29 (UPT)."""
+
+    def mean_length(pairs: list[tuple[Group, Rollout]]) -> float:
+        return float(np.mean([len(g.prompt) + len(r.tokens) for g, r in pairs])) if pairs else 0.0
+
+    prompts = len(drawn)
+    own = [(g, r) for g in drawn for r in g.tried]
+    experts = [(g, r) for g in trained for r in g.rollouts if r.expert_tokens]
     if recipe.expert == "only":
-        return flops.sft_step(config, len(seen), mean(experts))
+        return flops.sft_step(config, prompts, mean_length(experts))
     if recipe.expert == "beside":
-        return flops.mixed_step(config, len(seen), len(seen[0].tried), mean(own), 1, mean(experts))
+        return flops.mixed_step(config, prompts, len(drawn[0].tried), mean_length(own), 1, mean_length(experts))
     if recipe.expert == "instead":
-        trained_own = sum(not r.expert for g in trained for r in g.rollouts)
-        return flops.upt_step(
-            config, len(seen), len(seen[0].tried), mean(own), trained_own, len(experts), mean(experts)
-        )
-    every = [length(g, r) for g in seen for r in g.rollouts]
-    return flops.rl_step(config, len(seen), len(seen[0].rollouts), mean(every), train_prompts=len(trained))
+        trained_own = sum(not r.expert_tokens for g in trained for r in g.rollouts)
+        group, own_length = len(drawn[0].tried), mean_length(own)
+        return flops.upt_step(config, prompts, group, own_length, trained_own, len(experts), mean_length(experts))
+    every = [(g, r) for g in drawn for r in g.rollouts]
+    group = len(drawn[0].rollouts)
+    return flops.rl_step(config, prompts, group, mean_length(every), train_prompts=len(trained))
+
+
+# ---- 3. evaluation: the same way from a prompt to a verdict ----
 
 
 def complete(
@@ -148,7 +234,7 @@ def complete(
     slots: int = 256,
     seed: int = 0,
     places: Sequence[int] | None = None,
-    judge=rewards.verify,
+    judge: Callable[[str, str], float] = verify,
 ) -> tuple[np.ndarray, list[str]]:
     """(correct [problems, samples] of 0/1, responses as text, problem by problem)."""
     sampler = Sampler(model, slots=slots, max_length=model.config.max_length)
@@ -163,5 +249,5 @@ def complete(
         places=places,
     )
     texts = [tokenizer.decode(c.tokens) for c in completions]
-    correct = [judge(t, examples[c.prompt_index].answer) for t, c in zip(texts, completions, strict=True)]
+    correct = [judge(text, examples[c.prompt_index].answer) for text, c in zip(texts, completions, strict=True)]
     return np.array(correct).reshape(len(examples), samples), texts

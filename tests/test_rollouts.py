@@ -15,7 +15,7 @@ from conftest import ROOT, write_rows
 import train_rl
 from nanopcf import flops
 from nanopcf.objectives import POLICY_LOSSES, RECIPES
-from nanopcf.rollouts import Problem, roll_out, step_flops
+from nanopcf.rollouts import Group, Problem, Rollout, prefix_share, roll_out, step_flops
 from nanopcf.run.folder import checkpoints, read_metrics
 from nanopcf.sampler import Sampler
 from nanopcf.tokenizer import nano_tokenizer
@@ -49,10 +49,10 @@ def test_who_is_in_a_group(model, algo, tried, trained):
     _, groups = groups_of(model, algo)
     for g in groups:
         assert (len(g.tried), len(g.rollouts)) == (tried, trained)
-        assert all(r.expert == 0 for r in g.tried) and g.rollouts[:tried] == g.tried
+        assert all(r.expert_tokens == 0 for r in g.tried) and g.rollouts[:tried] == g.tried
     if algo in ("luffy", "srft", "sft"):
         right, wrong = (g.rollouts[-1] for g in groups)
-        assert right.tokens == EXPERT and right.expert == len(EXPERT) and not any(right.logprobs)
+        assert right.tokens == EXPERT and right.expert_tokens == len(EXPERT) and not any(right.logprobs)
         assert (right.correct, wrong.correct) == (1.0, 0.0)  # the verifier judges the expert too
 
 
@@ -62,7 +62,7 @@ def test_gate_of_upt(model, monkeypatch, gate, experts):
     calls = itertools.count()
     monkeypatch.setattr("nanopcf.rollouts.verify", lambda text, answer: float(next(calls) == 0))
     _, groups = groups_of(model, "upt", gate=gate)
-    taught = [g for g in groups if g.rollouts[0].expert]
+    taught = [g for g in groups if g.rollouts[0].expert_tokens]
     assert len(taught) == experts and all(len(g.rollouts) == 1 and len(g.tried) == 4 for g in taught)
     assert all(g.rollouts == g.tried for g in groups if g not in taught)
 
@@ -73,7 +73,7 @@ def test_a_hybrid_continues_the_expert(model, progress):
     _, groups = groups_of(model, "prefix_rft", progress=progress)
     for g in groups:
         hybrid = g.rollouts[-1]
-        k = hybrid.expert
+        k = hybrid.expert_tokens
         assert hybrid.tokens[:k] == EXPERT[:k] and len(hybrid.tokens) > k and not any(hybrid.logprobs[:k])
         assert k == int(0.95 * len(EXPERT)) if progress == 0 else k < len(EXPERT)
         assert len(hybrid.tokens) <= 12
@@ -82,6 +82,23 @@ def test_a_hybrid_continues_the_expert(model, progress):
         at = range(len(g.prompt) + k, len(tokens))
         want = torch.stack([logp[t - 1, tokens[t]] for t in at])
         torch.testing.assert_close(torch.tensor(hybrid.logprobs[k:]), want, atol=1e-5, rtol=1e-5)
+
+
+def test_a_group_has_a_signal_or_an_expert_alone_or_teaches_nothing():
+    """All wrong, some right, all right; and UPT's expert in place of all answers, which trains by its likelihood."""
+
+    def group(verdicts, expert_tokens=0):
+        return Group([1], [], [Rollout([2, 15], [0.0, 0.0], expert_tokens, float(v), False) for v in verdicts])
+
+    groups = [group(v) for v in ((0, 0, 0), (1, 0, 0), (1, 1, 1))] + [group((1,), expert_tokens=2)]
+    assert [g.has_signal for g in groups] == [False, True, False, False]
+    assert [g.teaches for g in groups] == [False, True, False, True]
+
+
+def test_prefix_share_falls_along_the_run():
+    for t, low in ((0, 0.95), (0.25, 0.818198), (0.5, 0.5), (0.75, 0.181802), (1, 0.05)):
+        assert prefix_share(t, 0.0) == pytest.approx(low, abs=1e-6) and prefix_share(t, 1.0) == pytest.approx(0.95)
+    assert prefix_share(0.5, 0.3) == pytest.approx(0.635)
 
 
 def test_a_part_of_a_round_draws_what_the_whole_would(model):

@@ -1,0 +1,57 @@
+"""What a step of RL reports: the columns of metrics.jsonl that describe its rollouts and updates (docs/metrics.md)."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nanopcf.rollouts import Batch, Group
+from nanopcf.run import parallel
+
+
+def mean(values: Tensor) -> float | None:
+    return values.float().mean().item() if len(values) else None
+
+
+def together(parts: list[Tensor]) -> Tensor:
+    """Statistics of tokens from all micro-batches and all processes, in one tensor on the CPU."""
+    own = [torch.cat(parts).cpu()] if parts else []
+    return torch.cat([t for part in parallel.gathered([own]) for t in part])
+
+
+def step_metrics(drawn: list[Group], batch: Batch, updates: list[dict], clock: tuple[float, ...]) -> dict:
+    """drawn: all groups of the step; batch: those that were trained; updates: what `train_rl.update` returned; clock:
+    seconds at the start of the step and after generating, judging and updating."""
+    entropy = together([t for u in updates for t in u["entropy"]])  # (N,)
+    clipped = together([t for u in updates for t in u["clipped"]])  # (N without expert tokens, 2)
+    # Before the first update the weights are still those that sampled, so sampler and trainer should agree.
+    delta = together(updates[0]["delta"])
+    started, generated, judged, ended = clock
+    seconds = ended - started
+    tokens = sum(len(g.prompt) + len(r.tokens) for g in drawn for r in (g.tried or g.rollouts))
+    return dict(
+        pass_rate=mean(torch.cat([torch.tensor([r.correct for r in g.tried]) for g in drawn])),
+        reward=mean(batch.rewards),
+        signal_share=float(np.mean([g.has_signal for g in drawn])),
+        length=mean(batch.lengths),
+        truncated_share=mean(batch.truncated),
+        expert_share=mean(batch.is_expert),
+        entropy=mean(entropy),
+        clip_low=mean(clipped[:, 0]),
+        clip_high=mean(clipped[:, 1]),
+        delta_logprob_mean=mean(delta),
+        delta_logprob_max=delta.max().item() if len(delta) else None,
+        loss=sum(u["loss"] for u in updates),
+        grad_norm=float(np.mean([u["grad_norm"] for u in updates])),
+        seconds=seconds,
+        tokens_per_s=round(tokens / seconds),
+        generation_share=(generated - started) / seconds,
+        scoring_share=(judged - generated) / seconds,
+        update_share=(ended - judged) / seconds,
+        peak_memory_mib=torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_initialized() else None,
+    )
+
+
+def progress_text(row: dict) -> str:
+    """What the progress bar shows of a step."""
+    text = f"signal {row['signal_share']:.2f}, {row['generation_share']:.0%} generating"
+    return text if row["pass_rate"] is None else f"pass {row['pass_rate']:.2f}, {text}"
