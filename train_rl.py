@@ -121,12 +121,12 @@ from nanopcf.objectives import (
 )
 from nanopcf.optim import SCHEDULES, Optimizer, learning_rate
 from nanopcf.packing import batch_indices, pack, token_logprobs, trained_hidden
-from nanopcf.rollouts import Batch, Group, Problem, complete, make_batch, roll_out, step_flops
+from nanopcf.rollouts import Batch, Group, Problem, Rollout, complete, make_batch, roll_out, step_flops
 from nanopcf.run import files, log, machine, parallel, signals
 from nanopcf.run.folder import Metrics, checkpoints, open_run
 from nanopcf.sampler import Sampler, slots_that_fit
 from nanopcf.tokenizer import TextTokenizer
-from nanopcf.tools import dry_run, recipes, replay
+from nanopcf.tools import recipes, replay
 
 # stop_unless_finite(what, value, rows, extras): ends the run when a number is not finite, and keeps what led to it
 Check = Callable[..., None]
@@ -268,6 +268,28 @@ def kl_to_start(batch: Batch, model: Transformer, reference: Transformer, c: RLC
     return kl_penalty(logprobs, ref_logprobs, "k3").mean().item()
 
 
+def try_longest(model: Transformer, optimizer: Optimizer, sampler: Sampler, prompt: list[int], c: RLConfig) -> None:
+    """--dry-run: the longest prompt in every slot, answered to the limit, then an update on --micro-rows full rows. No
+    step of the run needs more memory. Raises ValueError when one of the two does not fit."""
+    length = max(len(prompt) + c.max_new_tokens, c.pack_length)
+    longest = min(length, model.config.max_length)  # a row can be longer than the context: then it holds several
+    count = min(c.micro_rows, c.update_prompts * c.group)
+    response = Rollout([0] * (longest - 1), [0.0] * (longest - 1), expert_tokens=0, correct=0.0, truncated=False)
+    groups = [Group([0], [], [response] * (length // longest))] * count
+
+    def generate() -> None:
+        prompts = [prompt] * sampler.slots
+        sampler.generate(prompts, max_new_tokens=c.max_new_tokens, temperature=c.temperature)
+
+    def train() -> None:
+        batch = judge(groups, model, model, c, check=lambda *_: None)
+        update(model, optimizer, batch, 0.0, c, check=lambda *_: None)
+
+    device = model.head_weight.device
+    machine.try_out(f"generating {sampler.slots} answers of {c.max_new_tokens} tokens", generate, device)
+    machine.try_out(f"an update of {count} rows of {length} tokens", train, device)
+
+
 def main(c: RLConfig) -> list[dict]:
     """Train; return the curve as dicts of step, x (FLOPs), score, greedy."""
     # ---- 1. setup ----
@@ -296,7 +318,7 @@ def main(c: RLConfig) -> list[dict]:
     slots = c.slots or slots_that_fit(model, max(map(len, prompts + val_prompts)) + c.max_new_tokens)
     sampler = Sampler(model, slots=slots, max_length=model.config.max_length)
     if c.dry_run:
-        dry_run.try_rl(model, optimizer, sampler, c, max(prompts, key=len))
+        try_longest(model, optimizer, sampler, max(prompts, key=len), c)
         return []
     # What a resumed run needs besides weights and optimizer. drawn: rounds of prompts so far; x: FLOPs spent; ended: by
     # compute, or for want of a signal; threads, because the rounding of sums depends on their number.
