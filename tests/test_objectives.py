@@ -94,9 +94,9 @@ def test_k3_is_never_negative_and_keeps_its_digits_near_zero():
 
 
 def test_aggregation():
-    """Losses [1, 3] and [2, 0, 4, 6] with at most 8 tokens, in each of the three ways."""
+    """Losses [1, 3] and [2, 0, 4, 6], 16 in all, with at most 8 tokens: 16 / 6; the mean of 2 and 3; 16 / (2 * 8); 16 / 8."""
     lengths, losses = torch.tensor([2, 4]), torch.tensor([1.0, 3, 2, 0, 4, 6])
-    for name, want in (("token-mean", 2.666667), ("seq-mean", 2.5), ("constant", 1.0)):
+    for name, want in (("token-mean", 2.666667), ("seq-mean", 2.5), ("constant", 1.0), ("sum", 2.0)):
         weights = token_weights(lengths, name, 8).repeat_interleave(lengths)
         close((weights * losses).sum(), want)
     # a filtered answer (length 0) is neither in the sum nor in the count
