@@ -195,7 +195,7 @@ def token_weights(lengths: Tensor, aggregation: str, max_length: int) -> Tensor:
     lengths [B]: trained tokens of each sequence; a length of 0 takes it out of the loss and out of the count.
 
         token-mean   1 / all trained tokens          constant   1 / (sequences * max_length)   (Dr.GRPO)
-        seq-mean     1 / (sequences * its length)    sum        1 / max_length   (the official LUFFY, SRFT and UPT)
+        seq-mean     1 / (sequences * its length)    sum        1 / max_length   (verl; the official LUFFY, UPT)
     """
     trained = lengths > 0
     sequences = trained.sum().clamp(min=1)
