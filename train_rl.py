@@ -199,7 +199,7 @@ def main(c: RLConfig) -> list[dict]:
     reference = copy.deepcopy(model)  # where RL started: for the KL term and the KL metric
     model.recompute = c.recompute
     if c.compile:
-        model.compile_blocks()
+        machine.compile_blocks(model)
     optimizer = Optimizer(model, c.weight_decay)
     longest = max(map(len, prompt_ids + val_ids)) + c.max_new_tokens
     slots = c.slots or slots_that_fit(model, longest)

@@ -114,7 +114,7 @@ def main(c: SFTConfig) -> list[dict]:
     )
     model.recompute = c.recompute
     if c.compile:
-        model.compile_blocks()
+        machine.compile_blocks(model)
     optimizer = Optimizer(model, c.weight_decay)
     if c.dry_run:
         try_longest(model, optimizer, c, max(len(s.tokens) for s in train), device)
