@@ -26,7 +26,7 @@ from nanopcf.model import Transformer
 from nanopcf.optim import Optimizer
 from nanopcf.packing import Sequence, pack
 from nanopcf.run import machine
-from nanopcf.sampler import Sampler
+from nanopcf.sampler import Sampler, prefill
 
 KINDS = {  # by how an operation's name begins; what matches nothing is a pass over memory
     "products": ("aten::mm", "aten::addmm", "mkldnn::_linear_pointwise", "nanopcf::onednn"),
@@ -69,8 +69,8 @@ def stages(model: Transformer, a: argparse.Namespace, rates: tuple[float, float]
     optimizer = Optimizer(model)
 
     @torch.inference_mode()
-    def prefill(profiled: bool = False) -> None:
-        sampler._prefill(prompts)
+    def fill(profiled: bool = False) -> None:
+        prefill(model, prompts)
 
     def generate(profiled: bool = False) -> None:
         capture, sampler.capture = sampler.capture, None if profiled else sampler.capture
@@ -88,7 +88,7 @@ def stages(model: Transformer, a: argparse.Namespace, rates: tuple[float, float]
 
     prefilled, made, trained = a.rows * PROMPT, a.rows * a.new_tokens, a.rows * LENGTH
     return {
-        "prefill": (prefill, prefilled, at_product_rate(1, prefilled)),
+        "prefill": (fill, prefilled, at_product_rate(1, prefilled)),
         "generation": (generate, made, roofline(model, prompts, [a.new_tokens] * a.rows, 1, rates)),
         "training": (train, trained, at_product_rate(3, trained)),
     }
