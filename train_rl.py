@@ -261,7 +261,7 @@ def main(c: RLConfig) -> list[dict]:
             log.announce(f"resuming after step {state['step']}")
         metrics = Metrics(out, state["step"] if saved else -1)
         log.announce(log.header(device, threads, dtype))
-        kernels.path(None, device)  # says which one
+        kernels.announce_path(device)
         log.announce(
             f"RL: {c.algo}, {len(train)} prompts, {model.parameter_count():,} parameters\n"
             "(on-policy the loss stays near 0: watch the reward, the gradient norm and the share of groups with signal)"

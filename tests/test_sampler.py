@@ -116,8 +116,8 @@ def test_limits(model):
 
 @pytest.mark.parametrize(("slots", "n"), [(8, 3), (3, 2), (1, 1)])
 def test_the_schedule_of_a_gpu_draws_the_same(model, slots, n):
-    """A look at every eighth step, and steps replayed with rounded rows and lengths: rows that are idle or have ended draw
-    on, and nothing of that shows in the results. The capture here only calls the step again, as a replay would."""
+    """A look at every eighth step, and steps replayed with rounded rows and lengths: rows that are idle or have ended
+    draw on, and nothing of that shows in the results. The capture here only calls the step again, as a replay would."""
     prompts = [[1], [2, 3, 4, 5, 6], [7] * 20, [8, 9], [5] * 11]
     options = dict(n=n, max_new_tokens=[20, 30, 7, 1, 25], temperature=1.0, stop_ids=[3, 9], seed=5)
     want = Sampler(model, slots=slots, max_length=64).generate(prompts, **options)
@@ -134,8 +134,8 @@ def test_the_schedule_of_a_gpu_draws_the_same(model, slots, n):
 
 
 def test_rows_that_have_ended_stay_within_the_context(tiny_config):
-    """On a GPU the cache's length is rounded up to a multiple of 64, here past a context of 40. Rows that have ended step on
-    until the next look, and must not reach positions that have no rotary angle."""
+    """On a GPU the cache's length is rounded up to a multiple of 64, here past a context of 40. Rows that have ended
+    step on until the next look, and must not reach positions that have no rotary angle."""
     torch.manual_seed(0)
     model = Transformer(replace(tiny_config, max_length=40))
     prompts = [[1] * 38, [2] * 5, [3] * 30]
@@ -162,7 +162,7 @@ def test_steps_of_many_lengths_are_few_captures():
 @pytest.mark.cuda
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_a_gpu_draws_what_the_cpu_draws(model, temperature):
-    """The captured step, in float32: the same tokens, refilled slots and all; in bfloat16: log-probs of its own logits."""
+    """The captured step. In float32: the same tokens, with refilled slots. In bfloat16: log-probs of its own logits."""
     prompts = random_prompts(9)
     options = dict(n=3, max_new_tokens=20, temperature=temperature, stop_ids=[3], seed=5)
     want = Sampler(model, slots=8, max_length=64).generate(prompts, **options)

@@ -1,7 +1,7 @@
 """Decoding steps as CUDA graphs: the host launches a whole step at once in place of its hundreds of kernels.
 
-A graph replays the same kernels on the same addresses and shapes. So the sampler keeps its state in place, and the shapes
-of a step are rounded up here, to few enough values that each is captured once and replayed often.
+A graph replays the same kernels on the same addresses and shapes. So the sampler writes its state in place, and here
+the shapes of a step are rounded up, to so few values that each is captured once and replayed often.
 """
 
 from collections.abc import Callable
@@ -40,8 +40,8 @@ class Replay:
 def graph_capture() -> Callable[[Callable[[], None]], Callable[[], None]]:
     """A function capture(work) that records work() as a CUDA graph and returns the function that replays it.
 
-    Capturing runs nothing. All graphs of one `capture` keep their temporaries in the same memory, since none of these is
-    needed after its replay.
+    Capturing runs nothing. All graphs of one `capture` keep their temporaries in the same memory, since none of these
+    is needed after its replay.
     """
     pool = torch.cuda.graph_pool_handle()
 
