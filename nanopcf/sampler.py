@@ -224,7 +224,7 @@ class Generation:
         device, dtype, width = self.model.head_weight.device, self.model.head_weight.dtype, self.model.config.width
         self.device = device
         self.stop = torch.tensor(sorted(stop_ids), dtype=torch.long, device=device)  # (stop tokens,)
-        # One row more than there are sequences, for idle slots, and one column more, for steps after a sequence's last.
+        # One row more than there are sequences, for idle slots, and one column more, for steps after the last token.
         self.uniforms = F.pad(torch.from_numpy(uniforms).to(device), (0, 1, 0, 1))  # (total + 1, longest + 1)
         self.tokens = torch.zeros(self.total + 1, self.longest + 1, dtype=torch.long, device=device)
         self.logprobs = torch.zeros(self.total + 1, self.longest + 1, device=device)
@@ -245,7 +245,8 @@ class Generation:
         self.next = 0  # the sequence that a free slot takes next
         self.free = list(range(self.rows))  # slots that wait for a sequence
         self.live = 0  # slots 0..live-1 take part in a step
-        # The host's copy of slots.position. It says how much of the cache a step must read, without asking the device.
+        # The host's copy of slots.position. It tells how much of the cache a step must read; to ask a GPU would mean
+        # to wait for all steps that it has been given.
         self.host_position = [0] * self.rows
         self.prefilled = range(0)  # the prompts whose keys and values are in prompt_cache
 
@@ -261,12 +262,12 @@ class Generation:
             self.free, self.next = self.free[count:], self.next + count
 
     def admit(self, rows: list[int], sequences: range) -> None:
-        """Put sequences into slots: their prompts' keys and values, and a state that begins anew."""
-        prompts = [i // self.n for i in sequences]
-        lengths = [len(self.prompts[p]) for p in prompts]
-        target = torch.tensor(rows, device=self.device)
-        source = torch.tensor([p - self.prefilled.start for p in prompts], device=self.device)
+        """Put sequences into slots: the keys and values of their prompts, and a state that begins anew."""
+        prompt_of = [i // self.n for i in sequences]
+        lengths = [len(self.prompts[p]) for p in prompt_of]
         T = max(lengths)
+        target = torch.tensor(rows, device=self.device)
+        source = torch.tensor([p - self.prefilled.start for p in prompt_of], device=self.device)
         self.cache.keys[:, target, :, :T] = self.prompt_cache.keys[:, source, :, :T]
         self.cache.values[:, target, :, :T] = self.prompt_cache.values[:, source, :, :T]
         s = self.slots
@@ -275,7 +276,7 @@ class Generation:
         s.made[target] = 0
         s.ended[target] = False
         s.position[target] = torch.tensor(lengths, device=self.device)
-        s.limit[target] = torch.tensor([self.limits[p] for p in prompts], device=self.device)
+        s.limit[target] = torch.tensor([self.limits[p] for p in prompt_of], device=self.device)
         for row, length in zip(rows, lengths, strict=True):
             self.host_position[row] = length
         self.live = max(self.live, max(rows) + 1)
@@ -313,7 +314,7 @@ class Generation:
         s.token.copy_(token)
         self.tokens[s.sequence, t], self.logprobs[s.sequence, t] = token, logprob
         # 2. note which sequences end with this token
-        stopped = (token[:, None] == self.stop).any(-1)  # (rows,); torch.isin may sort, and wait for the GPU
+        stopped = (token[:, None] == self.stop).any(-1)  # (rows,); not torch.isin, which may wait for the GPU
         ends = (stopped | (t + 1 >= s.limit)) & ~s.ended
         self.lengths[s.sequence] = torch.where(ends, t + 1, self.lengths[s.sequence])
         self.stopped[s.sequence] = torch.where(ends, stopped, self.stopped[s.sequence])
