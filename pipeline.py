@@ -505,7 +505,7 @@ def main(c: PipelineConfig) -> dict:
 def run(c: PipelineConfig, out: Path, device: torch.device, threads: int, pool: Executor) -> dict:
     """Every stage in its turn."""
     log.announce(log.header(device, threads))
-    kernels.path(None, device)  # says which one
+    kernels.announce_path(device)
     began = time.perf_counter()
 
     stages = Stages(c, out)

@@ -313,7 +313,7 @@ def main(c: RLConfig) -> list[dict]:
     reference = copy.deepcopy(model)  # the policy that RL starts from, for the KL term and the KL metric
     model.recompute = c.recompute
     if c.compile:
-        model.compile_blocks()
+        machine.compile_blocks(model)
     optimizer = Optimizer(model, c.weight_decay)
     slots = c.slots or slots_that_fit(model, max(map(len, prompts + val_prompts)) + c.max_new_tokens)
     sampler = Sampler(model, slots=slots, max_length=model.config.max_length)
@@ -344,7 +344,7 @@ def main(c: RLConfig) -> list[dict]:
             log.announce(f"resuming after step {state['step']}")
         metrics = Metrics(out, state["step"] if saved else -1)
         log.announce(log.header(device, threads, dtype))
-        kernels.path(None, device)  # says which one
+        kernels.announce_path(device)
         log.announce(
             f"RL: {c.algo}, {len(train)} prompts, {model.parameter_count():,} parameters\n"
             "(on-policy the loss stays near 0: watch the reward, the gradient norm and the share of groups with signal)"

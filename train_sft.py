@@ -114,7 +114,7 @@ def main(c: SFTConfig) -> list[dict]:
     )
     model.recompute = c.recompute
     if c.compile:
-        model.compile_blocks()
+        machine.compile_blocks(model)
     optimizer = Optimizer(model, c.weight_decay)
     if c.dry_run:
         try_longest(model, optimizer, c, max(len(s.tokens) for s in train), device)
@@ -148,7 +148,7 @@ def main(c: SFTConfig) -> list[dict]:
             log.announce(f"resuming after step {start}")
         metrics = Metrics(out, start if saved else -1)
         log.announce(log.header(device, threads, dtype))
-        kernels.path(None, device)  # says which one
+        kernels.announce_path(device)
         log.announce(f"SFT: {len(train)} trajectories, {model.parameter_count():,} parameters")
         if start == 0 and not saved:
             validate(0)

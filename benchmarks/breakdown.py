@@ -1,15 +1,17 @@
-"""Where the time of generation and of a training step goes: shares by kind of operation, and how near the roofline each comes.
+"""Where the time of generation and of a training step goes: shares by kind of operation, and of the roofline.
 
     python benchmarks/breakdown.py                          this machine's best device, default models
     python benchmarks/breakdown.py --models 135M --rows 32
     python benchmarks/breakdown.py --markdown               also writes docs/results/breakdown-<device>.md
 
-Three stages, on random weights: prefill (--rows prompts of 64 tokens), generation (their continuation, all of them --new-tokens
-long) and training (forward, backward and optimizer on --rows packed rows of 256 tokens, two documents a row). Shares are torch.profiler's
-self times, of the device that does the work; the profiler slows small operations, so tokens a second are from runs without it.
+Three stages, on random weights: prefill (--rows prompts of 64 tokens), generation (--new-tokens more for each of them)
+and training (forward, backward and optimizer on --rows packed rows of 256 tokens, two documents per row). Shares are
+torch.profiler's self times of the device that does the work. The profiler slows small operations down, so tokens per
+second come from runs without it.
 
-The roofline of prefill and training is 2 and 6 FLOPs a parameter and token at this machine's rate of a large product, attention not
-counted; that of generation is `roofline` in sampler.py. On a GPU generation is profiled step by step and timed as a captured graph.
+The roofline of prefill and training is 2 and 6 FLOPs per parameter and token at this machine's rate of a large product,
+attention not counted; that of generation is `roofline` in sampler.py. On a GPU generation is profiled step by step, and
+timed as a captured graph.
 """
 
 import argparse
@@ -26,9 +28,10 @@ from nanopcf.model import Transformer
 from nanopcf.optim import Optimizer
 from nanopcf.packing import Sequence, pack
 from nanopcf.run import machine
-from nanopcf.sampler import Sampler
+from nanopcf.sampler import Sampler, prefill
 
-KINDS = {  # by how an operation's name begins; what matches nothing is a pass over memory
+# The kind of an operation, by how its name begins. What matches nothing is a pass over memory.
+KINDS = {
     "products": ("aten::mm", "aten::addmm", "mkldnn::_linear_pointwise", "nanopcf::onednn"),
     "attention": (
         "aten::bmm",
@@ -49,7 +52,8 @@ def operations(work: Callable, device: torch.device) -> Counter:
     activities = [activity.CPU] + [activity.CUDA] * (device.type == "cuda")
     profile = profiled(lambda: clock(work, device), activities=activities)
     field = "self_device_time_total" if device.type == "cuda" else "self_cpu_time_total"
-    # the kernels of a GPU stand in the list too, under their own names; their time is that of the operation that launched them
+    # The kernels of a GPU are in the list too, under their own names; their time is also that of the operation that
+    # launched them, so they are left out here.
     calls = (e for e in profile.key_averages() if e.device_type == torch.autograd.DeviceType.CPU)
     return Counter({e.key: getattr(e, field) / 1e6 for e in calls})
 
@@ -59,7 +63,8 @@ def kind_of(name: str) -> str:
 
 
 def stages(model: Transformer, a: argparse.Namespace, rates: tuple[float, float]) -> dict[str, tuple]:
-    """Name -> (work, tokens it counts, seconds of its roofline). work(profiled=True) has no captured graph: its parts show."""
+    """Name -> (work, tokens it counts, seconds of its roofline). work(profiled=True) runs without a captured graph, so
+    that the profiler sees its parts."""
     c, device = model.config, model.head_weight.device
     inner = model.parameter_count() - c.vocab_size * c.width * (1 if c.tied else 2)  # without embedding and head
     tokens = torch.randint(c.vocab_size, (a.rows, LENGTH)).tolist()
@@ -69,8 +74,8 @@ def stages(model: Transformer, a: argparse.Namespace, rates: tuple[float, float]
     optimizer = Optimizer(model)
 
     @torch.inference_mode()
-    def prefill(profiled: bool = False) -> None:
-        sampler._prefill(prompts)
+    def fill(profiled: bool = False) -> None:
+        prefill(model, prompts)
 
     def generate(profiled: bool = False) -> None:
         capture, sampler.capture = sampler.capture, None if profiled else sampler.capture
@@ -88,7 +93,7 @@ def stages(model: Transformer, a: argparse.Namespace, rates: tuple[float, float]
 
     prefilled, made, trained = a.rows * PROMPT, a.rows * a.new_tokens, a.rows * LENGTH
     return {
-        "prefill": (prefill, prefilled, at_product_rate(1, prefilled)),
+        "prefill": (fill, prefilled, at_product_rate(1, prefilled)),
         "generation": (generate, made, roofline(model, prompts, [a.new_tokens] * a.rows, 1, rates)),
         "training": (train, trained, at_product_rate(3, trained)),
     }

@@ -1,4 +1,4 @@
-"""What the benchmarks share: shapes, contestants taking turns, and the page that a table is written to."""
+"""What the benchmarks share: model shapes, contestants that take turns, and the page that a table is written to."""
 
 import datetime
 import os
@@ -20,14 +20,12 @@ from nanopcf.run import machine  # noqa: E402
 
 Run = Callable[[], float]  # does the work once, returns its rate: tokens or steps a second
 
-REAL = {  # shapes of real models, with random weights
-    "135M": dict(vocab_size=49152, width=576, layers=30, heads=9, kv_heads=3, mlp_width=1536, qk_norm=False),  # SmolLM2
-    "0.5B": dict(
-        vocab_size=151936, width=896, layers=24, heads=14, kv_heads=2, mlp_width=4864, qk_norm=False, qkv_bias=True
-    ),  # Qwen2.5
-    "1.5B": dict(
-        vocab_size=151936, width=1536, layers=28, heads=12, kv_heads=2, mlp_width=8960, qk_norm=False, qkv_bias=True
-    ),
+QWEN = dict(vocab_size=151936, kv_heads=2, qk_norm=False, qkv_bias=True)
+# The shapes of SmolLM2 (135M) and Qwen2.5, used with random weights.
+REAL = {
+    "135M": dict(vocab_size=49152, width=576, layers=30, heads=9, kv_heads=3, mlp_width=1536, qk_norm=False),
+    "0.5B": dict(width=896, layers=24, heads=14, mlp_width=4864, **QWEN),
+    "1.5B": dict(width=1536, layers=28, heads=12, mlp_width=8960, **QWEN),
 }
 SHAPES = {name: dict(vocab_size=512, **shape) for name, shape in NANO.items()} | REAL
 
@@ -41,35 +39,42 @@ def make_model(size: str, max_length: int, device: torch.device, dtype: torch.dt
 def machine_rates(
     device: torch.device, dtype: torch.dtype, seconds: Callable[[Callable], float]
 ) -> tuple[float, float]:
-    """(FLOP/s of one large matrix product, bytes/s of a copy, counting read and write), the best of several.
+    """(FLOP/s of one large matrix product, bytes/s of a copy, counting both read and write), the best of ten.
 
-    seconds(call) -> how long it took.
+    seconds(call) runs the call and returns how long it took.
     """
     n = 8192 if device.type == "cuda" else 1024
     a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
     size = 2**30 if device.type == "cuda" else 2**26
     source, target = (torch.empty(size, dtype=torch.uint8, device=device) for _ in range(2))
-    best = products.product if device.type == "cpu" else torch.mm  # of the two libraries that a CPU may have
-    product, copy = (lambda: best(a, b)), (lambda: target.copy_(source))
+    multiply = products.product if device.type == "cpu" else torch.mm  # on a CPU, the faster of its two libraries
+
+    def product() -> None:
+        multiply(a, b)
+
+    def copy() -> None:
+        target.copy_(source)
+
     product()
     copy()
     return 2 * n**3 / min(seconds(product) for _ in range(10)), 2 * size / min(seconds(copy) for _ in range(10))
 
 
 def wall_rates(device: torch.device, dtype: torch.dtype) -> tuple[float, float]:
-    """machine_rates of all cores, by the clock on the wall."""
+    """machine_rates with all cores, by wall-clock time."""
     if device.type == "cpu":
         torch.set_num_threads(machine.cores())
     return machine_rates(device, dtype, lambda call: clock(call, device)[0])
 
 
 def clock(work: Callable, device: torch.device) -> tuple[float, object]:
-    """(seconds by the clock on the wall, what work() returned)."""
-    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-    wait()
+    """(wall-clock seconds, what work() returned)."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
     began = time.perf_counter()
     result = work()
-    wait()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
     return time.perf_counter() - began, result
 
 
@@ -84,8 +89,8 @@ def timed(work: Callable[[], int], device: torch.device) -> Run:
 
 
 def compare(contestants: dict[str, Run], device: torch.device, repeats: int) -> dict[str, tuple[list[float], int]]:
-    """Name -> (rate of each repeat, threads). Contestants take turns, since a machine's speed drifts; on the CPU each with
-    its own best threads: one, or all cores, whichever was faster in a run of its own."""
+    """Name -> (rate of each repeat, threads). Contestants take turns, since the speed of a machine drifts. On the CPU
+    each uses one thread or all cores, whichever was faster in a trial run."""
     threads = {}
     for name, run in contestants.items():
         tried = {}
@@ -102,12 +107,12 @@ def compare(contestants: dict[str, Run], device: torch.device, repeats: int) -> 
 
 
 def ratio(rates: list[float], base: list[float]) -> float:
-    """Median over the turns of one contestant's rate against another's in the same turn."""
+    """The median, over the turns, of one contestant's rate divided by another's in the same turn."""
     return statistics.median(a / b for a, b in zip(rates, base, strict=True))
 
 
 def peak_bytes(call: Callable, device: torch.device) -> int:
-    """The most that call() held at once beyond what was there: the allocator's own record."""
+    """The most memory that call() held at once beyond what was held before, by the allocator's own record."""
     if device.type == "cuda":
         torch.cuda.synchronize()
         before = torch.cuda.memory_allocated()
@@ -124,7 +129,7 @@ def peak_bytes(call: Callable, device: torch.device) -> int:
 
 
 def profiled(call: Callable, **options) -> torch.profiler.profile:
-    """What torch.profiler saw of call(); its own notes on stderr are kept from the terminal."""
+    """What torch.profiler saw of call(); its own notes on stderr are not shown."""
     saved = os.dup(2)
     with open(os.devnull, "w") as silent:
         os.dup2(silent.fileno(), 2)
@@ -142,7 +147,7 @@ def spread(rates: list[float]) -> str:
 
 
 def versions(device: torch.device) -> str:
-    """Hardware, versions and date, for below a table."""
+    """Hardware, versions and date, as a line of the page."""
     from importlib.metadata import PackageNotFoundError, version
 
     def of(package: str) -> str:
@@ -167,7 +172,8 @@ class Page:
 
     def __init__(self, title: str, device: torch.device) -> None:
         command = " ".join([f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
-        self.device, self.lines = (device, [f"# {title}", "", f"    python {command}", "", versions(device), ""])
+        self.device = device
+        self.lines = [f"# {title}", "", f"    python {command}", "", versions(device), ""]
         print("\n".join(self.lines[2:]), flush=True)
 
     def add(self, *lines: str) -> None:

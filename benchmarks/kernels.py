@@ -11,11 +11,12 @@ Three passes over hidden [N, D], weight [V, D], targets [N], all with float32 ou
     rl        PPO clip + k3 KL, the entropy for the log, and both gradients
 
 Times are medians over repeats in which the contestants take turns: process CPU time with one thread on the CPU, CUDA
-events on a GPU. FLOPs are counted as 2 N D V a matrix product that is needed (1 for logprob, 3 for training) whatever
-a contestant recomputes; the floor is those FLOPs at the rate of one large matrix product measured here and now, or the
-bytes of inputs and outputs at the measured copy bandwidth, whichever is longer. Memory is the allocator's peak during
-the call, gradients included. Errors are against float64, over the first 256 rows: log-probs absolute, gradients as a
-relative norm. Peers (extra `bench`) are left out, with a line, where they aren't installed or don't run.
+events on a GPU. A matrix product counts 2 N D V FLOPs, and only those needed count (1 for logprob, 3 for training),
+whatever a contestant recomputes. The floor is these FLOPs at the rate of one large matrix product measured here and
+now, or the bytes of inputs and outputs at the measured copy bandwidth, whichever takes longer. Memory is the peak of
+the allocator during the call, gradients included. Errors are against float64, over the first 256 rows: log-probs
+absolute, gradients as a relative norm. Peers (extra `bench`) that are not installed or do not run are left out, with
+a line.
 """
 
 import argparse
@@ -29,14 +30,10 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
-from common import (  # and the repository comes first on the path: `kernels` is the package
-    Page,
-    machine_rates,
-    peak_bytes,
-)
+from common import Page, machine_rates, peak_bytes
 from torch import Tensor
 
-import kernels
+import kernels  # the package: common.py has put the repository before this folder on the path
 
 CPU_SHAPES = [(2048, D, V) for D in (256, 576) for V in (512, 8192, 49152)]
 GPU_SHAPES = [
@@ -157,7 +154,7 @@ def once(which: str, function: Callable, data: tuple) -> tuple[Tensor, ...]:
 
 
 def errors(which: str, function: Callable, data: tuple) -> tuple[float, float, float]:
-    """Against float64 over the first 256 rows: log-prob (absolute; NaN for a loss), dhidden, dweight (relative norm)."""
+    """Errors over the first 256 rows: log-prob (absolute; NaN for a loss), dhidden, dweight (relative norm)."""
     hidden, weight, targets, extras = data
     rows = slice(0, 256)
     h, w = (t.detach().requires_grad_() for t in (hidden[rows], weight))
@@ -230,26 +227,28 @@ HEAD = [
 
 def cells(row: dict, base: dict | None) -> list[str]:
     logprob, dx, dw = row["error"]
-    ratio = lambda a, b: f"{a / b:.2f}" if base else "-"  # noqa: E731
     return [
         row["impl"],
         str(row["products"]),
         f"{row['ms']:.4g} ({row['spread'][0]:.4g}-{row['spread'][1]:.4g})",
-        ratio(row["ms"], base and base["ms"]),
+        f"{row['ms'] / base['ms']:.2f}" if base else "-",
         f"{row['rate'] / 1e12:.3g}",
         f"{row['floor']:.0%}",
         f"{row['peak'] / 2**20:.1f}",
-        ratio(row["peak"], base and base["peak"]),
+        f"{row['peak'] / base['peak']:.2f}" if base else "-",
         "-" if math.isnan(logprob) else f"{logprob:.0e}",
         "-" if math.isnan(dx) else f"{dx:.0e}, {dw:.0e}",
     ]
 
 
+def parse_shape(text: str) -> tuple[int, ...]:
+    return tuple(int(n) for n in text.split(","))
+
+
 def main() -> None:
-    shape = lambda text: tuple(int(n) for n in text.split(","))  # noqa: E731
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--shapes", nargs="+", type=shape, help="N,D,V; several allowed")
+    parser.add_argument("--shapes", nargs="+", type=parse_shape, help="N,D,V; several allowed")
     parser.add_argument("--passes", nargs="+", default=list(PASSES), choices=PASSES)
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="float32 on CPU, else bfloat16")
     parser.add_argument("--repeats", type=int, default=5)
@@ -266,8 +265,8 @@ def main() -> None:
     page = Page("The fused head, measured", args.device)
     threads = f"{args.threads} thread(s), " if args.device.type == "cpu" else ""
     page.add(
-        f"{threads}{str(args.dtype).removeprefix('torch.')}. Measured here: matrix product {rates[0] / 1e12:.4g} TFLOP/s, "
-        f"copy {rates[1] / 1e9:.4g} GB/s."
+        f"{threads}{str(args.dtype).removeprefix('torch.')}. Measured here: "
+        f"matrix product {rates[0] / 1e12:.4g} TFLOP/s, copy {rates[1] / 1e9:.4g} GB/s."
     )
     for shape in args.shapes or (CPU_SHAPES if args.device.type == "cpu" else GPU_SHAPES):
         for which in args.passes:

@@ -1,11 +1,12 @@
-"""Peak memory of the RL update: fused head against naive logits, by tokens, and of a whole model, by tokens and recomputing.
+"""Peak memory of the RL update: the fused head against naive logits, alone and within a whole model.
 
     python benchmarks/memory.py                    this machine's best device, default shapes
     python benchmarks/memory.py --width 1536 --vocab 151936 --tokens 4096 8192
     python benchmarks/memory.py --markdown         also writes docs/results/memory-<device>.md
 
-What the allocator held at most during forward and backward beyond what was there before, gradients included. The naive update makes
-all logits, log-softmax and the entropy, and lets autograd keep what it wants. Whether a run of yours fits: --dry-run of the scripts.
+Measured is the most that the allocator held during forward and backward beyond what it held before, gradients included.
+The naive update computes all logits, their log-softmax and the entropy, and lets autograd keep what it wants. To learn
+whether a run of your own fits, use --dry-run of the training scripts.
 """
 
 import argparse
@@ -22,6 +23,10 @@ from nanopcf.packing import Rows, Sequence, pack
 from nanopcf.run import machine
 
 LOSS = partial(rl_loss, recipe=RECIPES["grpo"])
+
+
+def mib(count: float) -> str:
+    return f"{count / 2**20:,.0f} MiB"
 
 
 def terms(count: int, device: torch.device) -> list[torch.Tensor]:
@@ -70,7 +75,6 @@ def main() -> None:
     device = machine.choose_device(a.device)
     dtype = machine.choose_dtype(a.dtype, device)
     page = Page("Memory of the RL update", device)
-    mib = lambda count: f"{count / 2**20:,.0f} MiB"  # noqa: E731
 
     intro = f"The head alone, width {a.width}, vocabulary {a.vocab:,}, {str(dtype).removeprefix('torch.')}:"
     page.head(intro, "tokens", "naive logits", "nanopcf", "ratio", "of it the gradients")
@@ -80,13 +84,13 @@ def main() -> None:
         page.row(f"{count:,}", mib(peaks[0]), mib(peaks[1]), f"{peaks[1] / peaks[0]:.2f}x", mib(gradients))
 
     model = make_model(a.model, 1024, device, dtype)
-    intro = f"The whole {a.model} model ({model.parameter_count() * dtype.itemsize / 2**20:,.0f} MiB of weights), rows of 256 tokens:"
+    weights = model.parameter_count() * dtype.itemsize
+    intro = f"The whole {a.model} model ({mib(weights)} of weights), rows of 256 tokens:"
     page.head(intro, "tokens", "naive logits", "nanopcf", "nanopcf --recompute", "of it the gradients")
     for count in a.tokens:
         rows = pack([Sequence([0] * 256, 1)] * max(1, count // 256), 256).map(lambda t: t.to(device))
-
         peaks = [model_peak(model, *case) for case in ((naive, rows, False), (fused, rows, False), (fused, rows, True))]
-        page.row(f"{rows.tokens.numel():,}", *map(mib, peaks), mib(model.parameter_count() * dtype.itemsize))
+        page.row(f"{rows.tokens.numel():,}", *map(mib, peaks), mib(weights))
     if a.markdown:
         page.write("memory")
 

@@ -1,10 +1,10 @@
-"""Products of a CPU by MKL and by oneDNN (`kernels/products.py`): GFLOP/s of both, and where oneDNN begins to pay.
+"""Matrix products on a CPU by MKL and by oneDNN (`kernels/products.py`): speed of both, and where oneDNN pays.
 
     python benchmarks/products.py
     python benchmarks/products.py --markdown                also writes docs/results/products-cpu.md
 
-The three products of a layer [D, N] on M tokens in float32: forward, gradient of the input, gradient of the weight. All cores; medians
-over turns. `kernels.products.SMALL` and the way the weight's gradient is made come from here.
+The three products of a layer [D, N] on M tokens in float32: forward, gradient of the input, gradient of the weight. All
+cores; medians over repeats. `kernels.products.SMALL` and the way the gradient of the weight is computed come from here.
 """
 
 import argparse
@@ -22,7 +22,7 @@ LAYERS = [(64, 352), (128, 256), (128, 704), (384, 2112), (1056, 384), (576, 307
 
 
 def median_seconds(calls: list[Callable], repeats: int) -> list[float]:
-    """Of each call; they take turns, after one that isn't counted."""
+    """The median time of each call. The calls take turns, after a first turn that is not counted."""
     device, times = torch.device("cpu"), [[] for _ in calls]
     for turn in range(repeats + 1):
         for call, own in zip(calls, times, strict=True):
@@ -53,7 +53,7 @@ def main() -> None:
     a = parser.parse_args()
     torch.set_num_threads(machine.cores())
     page = Page("Products of a CPU", torch.device("cpu"))
-    page.add(f"Training here takes {'oneDNN, if large' if products.ONEDNN else 'MKL'}.")
+    page.add(f"Training here takes {'oneDNN for large products' if products.ONEDNN else 'MKL'}.")
     page.head(
         "GFLOP/s by MKL, by oneDNN:",
         "layer",

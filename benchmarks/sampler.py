@@ -1,19 +1,19 @@
-"""Generation: new tokens a second against transformers' `generate`, on the same weights, prompts and stop tokens.
+"""Generation: new tokens per second against transformers' `generate`, on the same weights, prompts and stop tokens.
 
     python benchmarks/sampler.py                            this machine's best device, default models
     python benchmarks/sampler.py --models 0.8M 135M --new-tokens 64 --repeats 5
     python benchmarks/sampler.py --markdown                 also writes docs/results/sampler-<device>.md
 
-Prompts of 8 to 64 tokens, several samples each, temperature 1, answers that end at random: one token in 64 is a stop token,
-so lengths are about geometric up to --new-tokens. Random weights: what is drawn doesn't matter, how fast does. transformers gets all
-sequences in one left-padded batch with its dynamic cache, and its log-probs aren't asked for; ours come with theirs.
-A token counts until its sequence ends. Contestants take turns; medians, with the lowest and the highest beside, and the
-ratio is the median over the turns. On the CPU each side first tries one thread and all cores, and keeps what was faster.
+Prompts of 8 to 64 tokens, several samples each, temperature 1, and answers that end at random: one token in 64 is a
+stop token, so lengths are about geometric up to --new-tokens. Weights are random: it does not matter what is drawn,
+only how fast. transformers gets all sequences in one left-padded batch with its dynamic cache, and need not return
+log-probs; ours always does. A token counts until its sequence ends. Contestants take turns. The tables show medians,
+with the lowest and the highest, and the ratio is the median over the turns. On the CPU each side first tries one
+thread and all cores, and keeps what was faster. `roofline` below computes the roofline from the rates of this machine
+that the page names.
 
-The roofline is that of `roofline` below, from the rates of this machine that the page names.
-
-Two more tables: the same work four times (cost must grow with work), and one model with contexts of four sizes (decoding
-must not pay for positions that aren't used).
+Two more tables: the same work four times (cost must grow in proportion), and one model with contexts of four sizes
+(decoding must not pay for positions that are not used).
 """
 
 import argparse
@@ -34,14 +34,14 @@ from nanopcf.tokenizer import nano_tokenizer
 
 
 def work(vocab: int, prompts: int, seed: int = 0) -> tuple[list[list[int]], list[int]]:
-    """(prompts of 8 to 64 tokens, stop tokens: one in 64)."""
+    """(prompts of 8 to 64 tokens, stop tokens: one token of the vocabulary in 64)."""
     rng = np.random.default_rng(seed)
     texts = [rng.integers(vocab // 64, vocab, rng.integers(8, 65)).tolist() for _ in range(prompts)]
     return texts, list(range(max(1, vocab // 64)))
 
 
 def ours(model: Transformer, prompts: list, stop: list, samples: int, new: int, slots: int, lengths: list[int]) -> Run:
-    """`lengths` is filled with those of the answers."""
+    """Our sampler. `lengths` is filled with the lengths of the answers."""
     sampler = Sampler(model, slots=slots, max_length=model.config.max_length)
 
     def work() -> int:
@@ -53,18 +53,20 @@ def ours(model: Transformer, prompts: list, stop: list, samples: int, new: int, 
 
 
 def roofline(model: Transformer, prompts: list, lengths: list[int], samples: int, rates: tuple[float, float]) -> float:
-    """Seconds that no sampler could beat on this machine: each step multiplies every weight with every live row, and reads the
-    weights and the live part of the cache once; whichever of the two takes longer. Prompts go through once."""
+    """The time in seconds that no sampler could beat on this machine. Each step multiplies every weight with every live
+    row, and reads the weights and the live part of the cache once; the longer of the two counts. Prompts go through
+    once.
+    """
     c, size = model.config, model.head_weight.dtype.itemsize
     weights = model.parameter_count() - (0 if c.tied else c.vocab_size * c.width)  # those that multiply
-    cached = 2 * c.layers * c.kv_heads * c.head_dim * size  # bytes a position
-    attention = 4 * c.layers * c.heads * c.head_dim  # FLOPs a position and row
+    cached = 2 * c.layers * c.kv_heads * c.head_dim * size  # bytes per position
+    attention = 4 * c.layers * c.heads * c.head_dim  # FLOPs per position and row
     product_rate, bandwidth = rates
     total = 2 * (weights - c.vocab_size * c.width) * sum(map(len, prompts)) / product_rate
     begun, made = np.repeat([len(p) for p in prompts], samples), np.array(lengths)
     for step in range(max(lengths)):
         live = made > step
-        seen = (begun[live] + step).sum()  # positions, of all rows
+        seen = (begun[live] + step).sum()  # positions that attention reads, summed over the live rows
         products = (2 * weights * live.sum() + attention * seen) / product_rate
         total += max(products, (weights * size + cached * seen) / bandwidth)
     return total
@@ -125,10 +127,10 @@ def main() -> None:
         for name, (values, _) in rates.items():
             page.row(name, spread(values), f"{ratio(values, first):.2f}x")
 
-    limits = wall_rates(device, dtype)
+    limits, dtype_name = wall_rates(device, dtype), str(dtype).removeprefix("torch.")
     page.add(f"Measured here: a large product {limits[0] / 1e9:,.0f} GFLOP/s, a copy {limits[1] / 1e9:,.1f} GB/s.")
     page.head(
-        f"{a.prompts} prompts x {a.samples} samples, up to {a.new_tokens} new tokens, {str(dtype).removeprefix('torch.')}:",
+        f"{a.prompts} prompts x {a.samples} samples, up to {a.new_tokens} new tokens, {dtype_name}:",
         "parameters",
         "transformers, tokens/s",
         "nanopcf, tokens/s",

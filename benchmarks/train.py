@@ -101,7 +101,7 @@ def sft_ours(folder: Path, a: argparse.Namespace, compiled: bool) -> Run:
     tokens = sum(map(len, ids))
     model, _ = checkpoint.load(folder / "model", a.device, a.dtype)
     if compiled:
-        model.compile_blocks()
+        machine.compile_blocks(model)
     optimizer = Optimizer(model)
 
     def step() -> None:

@@ -1,8 +1,8 @@
-"""Matrix products in float32 on a CPU: oneDNN's where they are faster than MKL's. Both come with PyTorch.
+"""Matrix products in float32 on a CPU: by oneDNN where it is faster than MKL. Both libraries come with PyTorch.
 
 PyTorch gives such products to MKL, which leaves half of an AMD processor with AVX-512 idle; oneDNN uses all of it. But
-oneDNN takes some 12 microseconds a call, so small products stay with MKL (`benchmarks/products.py`). On other processors
-and devices, and in other types, everything here is the plain product.
+each call of oneDNN costs about 12 microseconds, so small products stay with MKL (`benchmarks/products.py` measures the
+limit). On other processors, on GPUs and in other types, everything here is PyTorch's plain product.
 """
 
 import platform
@@ -12,12 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-SMALL = 2**21  # multiplications; below it oneDNN's start takes longer than it saves
-ROWS = 1024  # of a large sum that are added to at a time
+SMALL = 2**21  # multiplications; below this number a call of oneDNN costs more than it saves
+ROWS = 1024  # rows of a large total that are added to at a time
+TORCH = tuple(int(n) for n in torch.__version__.split(".")[:2])
 
 
 def processor() -> str:
-    """Its description by the system, with the maker's name."""
+    """The system's description of the processor, with the name of its maker."""
     try:
         return Path("/proc/cpuinfo").read_text()[:1000]
     except OSError:
@@ -30,38 +31,47 @@ ONEDNN = HAS_AVX512 and "AMD" in processor()
 
 @torch.library.custom_op("nanopcf::onednn", mutates_args=())
 def onednn(a: Tensor, b: Tensor) -> Tensor:
-    """a @ b.T, as an operation that torch.compile takes as it is."""
-    # other strides fall to a loop that is a thousand times slower
+    """a [M, K], b [N, K] -> a @ b.T [M, N]. A custom operation, so that torch.compile does not look inside."""
+    # With any other strides oneDNN falls back to a loop that is a thousand times slower.
     a, b = (t if t.is_contiguous() or t.T.is_contiguous() else t.contiguous() for t in (a, b))
     return torch.ops.mkldnn._linear_pointwise(a, b, None, "none", [], "")
 
 
 @onednn.register_fake
-def _(a: Tensor, b: Tensor) -> Tensor:
+def onednn_shape(a: Tensor, b: Tensor) -> Tensor:
+    """What torch.compile needs to know of the result: its shape and type."""
     return a.new_empty(a.shape[0], b.shape[0])
 
 
 def by_onednn(a: Tensor, b: Tensor) -> bool:
+    """Is oneDNN the faster one for a product of a [M, K] with all of b, [N, K] or [K, N]?"""
     fits = a.device.type == "cpu" and a.dtype == b.dtype == torch.float32
     return ONEDNN and fits and a.shape[0] * b.numel() >= SMALL
 
 
+def sums_leave_in_float32(a: Tensor) -> bool:
+    """Can products of half-precision `a` return the float32 sums that a GPU computes anyway (out_dtype)?"""
+    return a.is_cuda and a.dtype != torch.float32 and TORCH >= (2, 10)
+
+
 def product(a: Tensor, b: Tensor) -> Tensor:
-    """a [M, K], b [N, K] -> a @ b.T [M, N]. Without a gradient; `linear` has it."""
+    """a [M, K], b [N, K] -> a @ b.T [M, N]. Has no gradient; `linear` has."""
     return onednn(a, b) if by_onednn(a, b) else a @ b.T
 
 
 def add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
-    """total [M, N] += a.T @ b, of a [K, M] and b [K, N]."""
-    if not by_onednn(a.T, b):
-        total.addmm_(a.T, b)
-        return
-    for part, columns in zip(total.split(ROWS), a.split(ROWS, dim=1), strict=True):
-        part.add_(onednn(columns.contiguous().T, b.T))
+    """total [M, N] += a.T @ b, of a [K, M] and b [K, N]. A float32 total gets float32 sums, also of half types."""
+    if by_onednn(a.T, b):
+        for part, columns in zip(total.split(ROWS), a.split(ROWS, dim=1), strict=True):
+            part.add_(onednn(columns.contiguous().T, b.T))
+    elif total.dtype == torch.float32 and sums_leave_in_float32(a):
+        torch.addmm(total, a.T, b, out_dtype=total.dtype, out=total)
+    else:
+        total.addmm_(a.T.to(total.dtype), b.to(total.dtype))
 
 
 class Product(torch.autograd.Function):
-    """x [M, D], weight [N, D] -> x @ weight.T, its gradients by `product` too."""
+    """x [M, D], weight [N, D] -> x @ weight.T [M, N]; its gradients use `product` too."""
 
     @staticmethod
     def forward(ctx, x, weight):
@@ -71,20 +81,20 @@ class Product(torch.autograd.Function):
     @staticmethod
     def backward(ctx, g):
         x, weight = ctx.saved_tensors
-        dx = product(g, weight.T) if ctx.needs_input_grad[0] else None
+        dx = product(g, weight.T) if ctx.needs_input_grad[0] else None  # (M, D)
         if not ctx.needs_input_grad[1]:
             return dx, None
-        # a sum over many tokens in a small matrix: faster with the longer side last
+        # Many tokens are summed into a small matrix [N, D]: that is faster with its longer side last.
         longer = weight.shape[0] > weight.shape[1]
         return dx, product(x.T, g.T).T if longer else product(g.T, x.T)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x [..., D], weight [N, D], bias [N] -> x @ weight.T + bias [..., N], differentiable."""
-    rows = x.reshape(-1, x.shape[-1])
+    rows = x.reshape(-1, x.shape[-1])  # (M, D)
     if not by_onednn(rows, weight):
         return F.linear(x, weight, bias)
-    y = (Product.apply if torch.is_grad_enabled() else onednn)(rows, weight)
+    y = Product.apply(rows, weight) if torch.is_grad_enabled() else onednn(rows, weight)  # (M, N)
     y = y.view(*x.shape[:-1], y.shape[-1])
     return y if bias is None else y + bias
 
@@ -92,9 +102,3 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 class Linear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         return linear(x, self.weight, self.bias)
-
-
-def sums_leave_in_float32(a: Tensor) -> bool:
-    """Can a product of half-precision `a` give the float32 sums that a GPU makes anyway? (mm and addmm with out_dtype.)"""
-    version = tuple(int(n) for n in torch.__version__.split(".")[:2])
-    return a.is_cuda and a.dtype != torch.float32 and version >= (2, 10)

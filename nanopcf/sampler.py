@@ -1,23 +1,22 @@
-"""Batched generation: static KV cache, one prefill a prompt shared by its samples, slots refilled as they finish.
+"""Batched generation: a static cache, one prefill per prompt shared by its samples, slots refilled as they finish.
 
-The loop has two phases a step: fill the free slots from the queue, then decode one token in every slot. A slot is a
-row of the cache. A prompt's keys and values are computed once and copied into the slot of each of its samples; when
-the queue is empty and rows fall idle, the live rows move together so that no work is spent on finished ones.
+A slot is one row of the cache. The loop in `Sampler.generate` repeats two phases: fill the free slots with waiting
+sequences, then draw one token in every slot and feed it to the model. When no sequence waits any longer, the rows that
+are still at work move together, so that no time is spent on finished ones.
 
-Randomness is counted, not streamed: token t of sequence i uses the uniform number hash(seed, i, t), so a completion
-doesn't depend on which other sequences share the batch, nor on the number of slots (up to the rounding of a matrix
-product whose number of rows differs). One uniform a token suffices, by inverting the cumulative distribution.
+Randomness is counted, not streamed: token t of sequence i is drawn with the uniform number hash(seed, i, t), so a
+completion depends neither on the sequences that share its batch nor on the number of slots (up to the rounding of a
+matrix product with another number of rows). One uniform number per token is enough: it picks from the cumulative
+distribution.
 
-On a GPU the host never waits for a token: lengths are known without asking, whether answers have ended is asked every
-eighth step (what a sequence draws after its end isn't read), and the step is replayed as a CUDA graph, captured at a
-few numbers of rows and lengths of the cache.
+On a GPU the host never waits for a token. It knows the lengths without asking, asks only after every eighth step which
+sequences have ended (what a sequence draws after its end is not read), and replays the step as a CUDA graph.
 
-The log-probs returned are those of the distribution that was sampled (temperature and top-p included), in float32.
+The log-probs returned are those of the distribution that was sampled, temperature and top-p included, in float32.
 
-Left out: paged memory (a static cache plus refill is a fifth of the code), speculative decoding, beam search.
+Left out: paged memory (a static cache and refilled slots need a fifth of the code), speculative decoding, beam search.
 """
 
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -30,19 +29,19 @@ from nanopcf.model import KVCache, Transformer
 from nanopcf.run import machine
 from nanopcf.run.cuda_graphs import Replay, graph_capture
 
-PREFILL = 32  # prompts that go through the model together
+PREFILL_ROWS = 32  # prompts that go through the model together
 
 
 @dataclass
 class Completion:
     prompt_index: int
-    tokens: list[int]  # the end token included, when there is one
-    logprobs: list[float]  # of each token, under the distribution it was drawn from
+    tokens: list[int]  # including the end token, when there is one
+    logprobs: list[float]  # of each token, under the distribution that it was drawn from
     finish_reason: str  # "stop" (an end token) or "length"
 
 
 def counter_uniforms(seed: int, rows: np.ndarray, columns: int) -> np.ndarray:
-    """[len(rows), columns] float32 in [0, 1): entry (i, t) is a hash of (seed, rows[i], t), by the splitmix64 finaliser."""
+    """[len(rows), columns] float32 in [0, 1): entry (i, t) is a hash of (seed, rows[i], t), made as in splitmix64."""
 
     def mix(z: np.ndarray) -> np.ndarray:
         z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -51,40 +50,79 @@ def counter_uniforms(seed: int, rows: np.ndarray, columns: int) -> np.ndarray:
 
     step = np.uint64(0x9E3779B97F4A7C15)
     with np.errstate(over="ignore"):
-        # mixed first, so that seeds 1 and 2 share nothing
-        key = mix(np.array([seed % 2**64], dtype=np.uint64) + step)
-        row = mix(key + step * (rows.astype(np.uint64) + np.uint64(1)))[:, None]
-        bits = mix(row + step * np.arange(1, columns + 1, dtype=np.uint64))
+        # The seed is mixed before the row is added, so that seeds 1 and 2 share nothing.
+        key = mix(np.array([seed % 2**64], dtype=np.uint64) + step)  # (1,)
+        row_key = mix(key + step * (rows.astype(np.uint64) + np.uint64(1)))[:, None]  # (rows, 1)
+        bits = mix(row_key + step * np.arange(1, columns + 1, dtype=np.uint64))  # (rows, columns)
     return (bits >> np.uint64(40)).astype(np.float32) * np.float32(2**-24)
 
 
 def sample(logits: Tensor, uniform: Tensor, temperature: float, top_p: float) -> tuple[Tensor, Tensor]:
-    """One token a row and its log-prob: logits [B, V] float32, uniform [B] -> tokens [B], logprobs [B].
+    """One token per row and its log-prob: logits [B, V] float32, uniform [B] -> tokens [B] int64, logprobs [B] float32.
 
-    Temperature 0 is greedy (its log-prob is the model's own, at temperature 1). top_p < 1 keeps the smallest set of
-    most likely tokens whose mass reaches top_p (Holtzman et al., 2020), renormalised.
+    Temperature 0 is greedy (the log-prob is then the model's own, at temperature 1). top_p < 1 keeps the smallest set
+    of most likely tokens whose probability reaches top_p (Holtzman et al., 2020), and renormalises.
     """
     if temperature == 0:
-        logprob = logits.log_softmax(-1)
-        token = logprob.argmax(-1)
-        return token, logprob.gather(-1, token[:, None]).squeeze(-1)
-    logprob = (logits / temperature if temperature != 1 else logits).log_softmax(-1)
+        logprobs = logits.log_softmax(-1)  # (B, V)
+        token = logprobs.argmax(-1)  # (B,)
+        return token, logprobs.gather(-1, token[:, None]).squeeze(-1)
+    logprobs = (logits / temperature if temperature != 1 else logits).log_softmax(-1)  # (B, V)
     if top_p < 1:
-        ordered, order = logprob.sort(-1, descending=True)
-        mass_before = ordered.exp().cumsum(-1) - ordered.exp()
-        ordered = ordered.masked_fill(mass_before >= top_p, -torch.inf).log_softmax(-1)
-        logprob = torch.empty_like(logprob).scatter_(-1, order, ordered)
-    cdf = logprob.exp().cumsum(-1)
-    # scaled by the last entry, since a float32 sum seldom ends at 1 exactly
-    token = torch.searchsorted(cdf, (uniform * cdf[:, -1])[:, None], right=True).clamp_(max=logits.shape[-1] - 1)
-    return token.squeeze(-1), logprob.gather(-1, token).squeeze(-1)
+        ordered, order = logprobs.sort(-1, descending=True)  # (B, V)
+        probability_before = ordered.exp().cumsum(-1) - ordered.exp()
+        ordered = ordered.masked_fill(probability_before >= top_p, -torch.inf).log_softmax(-1)
+        logprobs = torch.empty_like(logprobs).scatter_(-1, order, ordered)
+    cumulative = logprobs.exp().cumsum(-1)  # (B, V)
+    # The uniform number is scaled by the last entry, since a float32 sum seldom ends at exactly 1.
+    threshold = (uniform * cumulative[:, -1])[:, None]  # (B, 1)
+    token = torch.searchsorted(cumulative, threshold, right=True).clamp_(max=logits.shape[-1] - 1)  # (B, 1)
+    return token.squeeze(-1), logprobs.gather(-1, token).squeeze(-1)
 
 
 def slots_that_fit(model: Transformer, length: int) -> int:
-    """Sequences of `length` tokens whose keys and values take a quarter of the free memory; 1 to 256."""
+    """How many sequences of `length` tokens have keys and values that fit in a quarter of the free memory: 1 to 256."""
     c, dtype = model.config, model.head_weight.dtype
-    row = 2 * c.layers * c.kv_heads * c.head_dim * length * dtype.itemsize
-    return int(min(256, max(1, machine.free_memory(model.head_weight.device) // 4 // row)))
+    bytes_per_slot = 2 * c.layers * c.kv_heads * c.head_dim * length * dtype.itemsize
+    return int(min(256, max(1, machine.free_memory(model.head_weight.device) // 4 // bytes_per_slot)))
+
+
+def prefill(model: Transformer, prompts: list[list[int]]) -> tuple[KVCache, Tensor]:
+    """The keys and values of P prompts, one row each, and the hidden state of each one's last token [P, D]."""
+    device, dtype = model.head_weight.device, model.head_weight.dtype
+    cache = KVCache(model.config, len(prompts), max(map(len, prompts)), device, dtype)
+    last_hidden = torch.zeros(len(prompts), model.config.width, device=device, dtype=dtype)  # (P, D)
+    # Prompts of similar length go together, so that little work is spent on padding.
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    for start in range(0, len(order), PREFILL_ROWS):
+        part = order[start : start + PREFILL_ROWS]
+        lengths = [len(prompts[i]) for i in part]
+        B, T = len(part), max(lengths)
+        tokens = torch.tensor([prompts[i] + [0] * (T - len(prompts[i])) for i in part], device=device)  # (B, T)
+        positions = torch.arange(T, device=device).expand(B, T)
+        part_cache = KVCache(model.config, B, T, device, dtype)
+        hidden = model(tokens, positions=positions, kv_cache=part_cache, length=T)  # (B, T, D)
+        rows = torch.tensor(part, device=device)
+        cache.keys[:, rows, :, :T], cache.values[:, rows, :, :T] = part_cache.keys, part_cache.values
+        last_hidden[rows] = hidden[torch.arange(B, device=device), torch.tensor(lengths, device=device) - 1]
+    return cache, last_hidden
+
+
+@dataclass
+class Slots:
+    """The state of every slot, on the device, always written in place: a captured CUDA graph keeps the addresses."""
+
+    hidden: Tensor  # (slots, D), the last hidden state: the next token is drawn from it
+    sequence: Tensor  # (slots,) int64, which sequence sits here; an idle slot holds the number of sequences
+    made: Tensor  # (slots,) int64, how many tokens the sequence has drawn
+    position: Tensor  # (slots,) int64, where its next token will stand
+    limit: Tensor  # (slots,) int64, how many tokens it may draw
+    ended: Tensor  # (slots,) bool
+    token: Tensor  # (slots,) int64, drawn last
+
+    def first(self, rows: int) -> "Slots":
+        """Views of the first rows: what is written to them is written here."""
+        return Slots(**{name: state[:rows] for name, state in vars(self).items()})
 
 
 class Sampler:
@@ -93,13 +131,12 @@ class Sampler:
     def __init__(self, model: Transformer, *, slots: int, max_length: int) -> None:
         if slots < 1:
             raise ValueError(f"sampler: slots must be at least 1, got {slots}")
-        if max_length > model.config.max_length:
-            raise ValueError(
-                f"sampler: max_length {max_length} is beyond the model's context of {model.config.max_length}"
-            )
+        context = model.config.max_length
+        if max_length > context:
+            raise ValueError(f"sampler: max_length {max_length} is beyond the model's context of {context}")
         self.model, self.slots, self.max_length = model, slots, max_length
         on_gpu = model.head_weight.device.type == "cuda"
-        self.every = 8 if on_gpu else 1  # steps between two looks at which answers have ended
+        self.check_every = 8 if on_gpu else 1  # steps between two looks at which sequences have ended
         self.capture = graph_capture if on_gpu else None
 
     @torch.inference_mode()
@@ -116,148 +153,182 @@ class Sampler:
         places: Sequence[int] | None = None,
         stream: Callable[[int, int], object] | None = None,
     ) -> list[Completion]:
-        """n completions of each prompt, len(prompts) * n in order. Raises ValueError on a prompt that can't be continued.
+        """n completions of each prompt, len(prompts) * n in order. Raises ValueError when a prompt cannot be continued.
 
-        `max_new_tokens`: for all, or one a prompt. `places`: which prompts of a larger batch these are (default: all), so
-        that a part draws what the whole would have.
-        stream(i, token) is called with each token of sequence i as soon as it is drawn.
+        max_new_tokens: one number, or one per prompt. places: the index of each prompt in a larger batch, so that a
+        part of the batch draws what the whole would have drawn (default: 0, 1, 2 ...). stream(i, token) is called with
+        each token of sequence i as soon as it is drawn.
         """
         limits = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else list(max_new_tokens)
-        if n < 1 or min(limits, default=1) < 1:
-            raise ValueError(f"sampler: n and max_new_tokens must be at least 1, got {n} and {min(limits)}")
+        self.check(prompts, n, limits, temperature, top_p)
+        if not prompts:
+            return []
+        limits = [min(limit, self.max_length - len(p)) for p, limit in zip(prompts, limits, strict=True)]
+        first = n * np.array(range(len(prompts)) if places is None else places, dtype=np.int64)
+        uniforms = counter_uniforms(seed, (first[:, None] + np.arange(n)).ravel(), max(limits))  # (sequences, longest)
+        work = Generation(self, prompts, n, limits, temperature, top_p, stop_ids, uniforms)
+        step = Replay(work.step, self.capture(), work.rows, work.length) if self.capture else work.step
+        check_every = 1 if stream else self.check_every
+        while True:
+            # ---- 1. fill: free slots take waiting sequences; when none waits, the live rows move together ----
+            work.fill()
+            work.compact()
+            if work.live == 0:
+                return work.completions()
+            # ---- 2. step: draw a token in every live row and feed it, until it is time to see what has ended ----
+            for _ in range(check_every):
+                step(work.live, min(work.length, max(work.host_position[: work.live]) + 1))
+                work.host_position = [position + 1 for position in work.host_position]
+                if stream:
+                    now = work.slots.first(work.live)
+                    for sequence, token in zip(now.sequence.tolist(), now.token.tolist(), strict=True):
+                        stream(sequence, token)
+            work.free += work.slots.ended[: work.live].nonzero().squeeze(-1).tolist()
+
+    def check(self, prompts: list[list[int]], n: int, limits: list[int], temperature: float, top_p: float) -> None:
+        least, longest = min(limits, default=1), self.max_length - 1
+        if n < 1 or least < 1:
+            raise ValueError(f"sampler: n and max_new_tokens must be at least 1, got {n} and {least}")
         if not 0 < top_p <= 1 or temperature < 0:
             raise ValueError(f"sampler: need 0 < top_p <= 1 and temperature >= 0, got {top_p} and {temperature}")
         for i, p in enumerate(prompts):
-            if not 0 < len(p) < self.max_length:
+            if not 0 < len(p) <= longest:
                 raise ValueError(
-                    f"sampler: prompt {i} has {len(p)} tokens; need 1 to {self.max_length - 1} (max_length {self.max_length})"
+                    f"sampler: prompt {i} has {len(p)} tokens; need 1 to {longest} (max_length {self.max_length})"
                 )
-        if not prompts:
-            return []
-        model, device = self.model, self.model.head_weight.device
-        total = len(prompts) * n
-        slots = min(self.slots, total)
-        budget = [min(k, self.max_length - len(p)) for p, k in zip(prompts, limits, strict=True)]
-        longest = max(budget)
-        # no cache beyond what can be written; on a GPU in whole blocks of the attention kernels
-        length = max(len(p) + k for p, k in zip(prompts, budget, strict=True))
-        length = -(-length // 64) * 64 if self.capture else length
-        first = np.array(range(len(prompts)) if places is None else places, dtype=np.int64) * n
-        sequences = (first[:, None] + np.arange(n)).ravel()
-        uniforms = torch.from_numpy(counter_uniforms(seed, sequences, longest)).to(device)
-        uniforms = F.pad(uniforms, (0, 1, 0, 1))  # for idle rows, and for steps after the last
-        stop = torch.tensor(sorted(stop_ids), dtype=torch.long, device=device)
-        # what comes out, filled in place and read once at the end; the last row is that of idle slots
-        out_tokens = torch.zeros(total + 1, longest + 1, dtype=torch.long, device=device)
-        out_logprobs = torch.zeros(total + 1, longest + 1, device=device)
-        out_length = torch.zeros(total + 1, dtype=torch.long, device=device)
-        out_stopped = torch.zeros(total + 1, dtype=torch.bool, device=device)
 
-        cache = KVCache(model.config, slots, length, device, model.head_weight.dtype)
-        hidden = torch.zeros(slots, model.config.width, device=device, dtype=model.head_weight.dtype)
-        sequence = torch.full((slots,), total, device=device)  # which sequence sits in the slot
-        made = torch.zeros(slots, dtype=torch.long, device=device)  # tokens it has made
-        position = torch.zeros(slots, dtype=torch.long, device=device)  # where its next token will stand
-        limit = torch.zeros(slots, dtype=torch.long, device=device)
-        ended = torch.zeros(slots, dtype=torch.bool, device=device)
-        token = torch.zeros(slots, dtype=torch.long, device=device)  # drawn last
 
-        def step(rows: int, S: int) -> None:
-            """Draw a token in rows 0..rows-1 and feed it to the model, which sees S positions. All in place."""
-            s, m, at = sequence[:rows], made[:rows].clamp(max=longest), position[:rows].clamp(max=length - 1)
-            token[:rows], logprob = sample(model.logits(hidden[:rows]), uniforms[s, m], temperature, top_p)
-            out_tokens[s, m], out_logprobs[s, m] = token[:rows], logprob
-            stopped = (token[:rows, None] == stop).any(-1)  # torch.isin may sort, and wait for the GPU
-            now = (stopped | (m + 1 >= limit[:rows])) & ~ended[:rows]
-            out_length[s] = torch.where(now, m + 1, out_length[s])
-            out_stopped[s] = torch.where(now, stopped, out_stopped[s])
-            ended[:rows] |= now
-            # (a row that has ended is fed too: it is refilled before anyone reads it)
-            hidden[:rows] = model(token[:rows, None], positions=at[:, None], kv_cache=cache, length=S)[:, 0]
-            made[:rows] += 1
-            position[:rows] += 1
+class Generation:
+    """The work of one call of `Sampler.generate`. Sequence i is sample i % n of prompt i // n."""
 
-        replay = Replay(step, self.capture(), slots, length) if self.capture else step
-        every = 1 if stream else self.every
-        queue = deque(range(total))
-        prefilled = range(0)  # prompts whose keys and values wait in `scratch`
-        free = list(range(slots))
-        live = 0  # rows 0..live-1 of the cache are in use
-        top = [0] * slots  # host's copy of `position`
-        while queue or live:
-            # ---- 1. fill the free slots ----
-            while free and queue:
-                first = queue[0] // n
-                if first not in prefilled:
-                    prefilled = range(first, min(first + slots, len(prompts)))
-                    scratch, last_hidden = self._prefill([prompts[i] for i in prefilled])
-                take = min(len(free), len(queue), (prefilled.stop - first) * n - queue[0] % n)
-                ids = [queue.popleft() for _ in range(take)]
-                chosen = [free.pop(0) for _ in range(take)]
-                rows = torch.tensor(chosen, device=device)
-                source = torch.tensor([i // n - prefilled.start for i in ids], device=device)
-                width = max(len(prompts[i // n]) for i in ids)
-                cache.keys[:, rows, :, :width] = scratch.keys[:, source, :, :width]
-                cache.values[:, rows, :, :width] = scratch.values[:, source, :, :width]
-                hidden[rows] = last_hidden[source]
-                sequence[rows] = torch.tensor(ids, device=device)
-                made[rows] = 0
-                ended[rows] = False
-                for row, i in zip(chosen, ids, strict=True):
-                    top[row] = len(prompts[i // n])
-                position[rows] = torch.tensor([top[row] for row in chosen], device=device)
-                limit[rows] = torch.tensor([budget[i // n] for i in ids], device=device)
-                live = max(live, max(chosen) + 1)
-            if free:  # the queue is empty: the last rows at work move into the idle ones' places
-                busy = sorted(set(range(live)) - set(free))
-                live, free = len(busy), []
-                if live == 0:
-                    break
-                moved = [row for row in busy if row >= live]
-                holes = sorted(set(range(live)) - set(busy))
-                if moved:
-                    source, target = torch.tensor(moved, device=device), torch.tensor(holes, device=device)
-                    for state in (hidden, sequence, made, position, limit, ended):
-                        state[target] = state[source]
-                    S = max(top[row] for row in moved)
-                    cache.keys[:, target, :, :S] = cache.keys[:, source, :, :S]
-                    cache.values[:, target, :, :S] = cache.values[:, source, :, :S]
-                    for row, hole in zip(moved, holes, strict=True):
-                        top[hole] = top[row]
-                sequence[live:] = total
+    def __init__(
+        self,
+        sampler: Sampler,
+        prompts: list[list[int]],
+        n: int,
+        limits: list[int],
+        temperature: float,
+        top_p: float,
+        stop_ids: set[int] | list[int],
+        uniforms: np.ndarray,
+    ) -> None:
+        self.model, self.prompts, self.n, self.limits = sampler.model, prompts, n, limits
+        self.temperature, self.top_p = temperature, top_p
+        self.total, self.longest = uniforms.shape
+        self.rows = min(sampler.slots, self.total)
+        # The cache is no longer than what can be written, rounded up on a GPU to whole blocks of the attention kernels.
+        needed = max(len(p) + limit for p, limit in zip(prompts, limits, strict=True))
+        self.length = -(-needed // 64) * 64 if sampler.capture else needed
+        self.last_position = needed - 1
 
-            # ---- 2. draw and feed, until it is time to look which answers have ended ----
-            for _ in range(every):
-                replay(live, min(length, max(top[:live]) + 1))
-                top = [p + 1 for p in top]
-                if stream:
-                    for i, t in zip(sequence[:live].tolist(), token[:live].tolist(), strict=True):
-                        stream(i, t)
-            free += ended[:live].nonzero().squeeze(-1).tolist()
+        device, dtype, width = self.model.head_weight.device, self.model.head_weight.dtype, self.model.config.width
+        self.device = device
+        self.stop = torch.tensor(sorted(stop_ids), dtype=torch.long, device=device)  # (stop tokens,)
+        # One row more than there are sequences, for idle slots, and one column more, for steps after the last token.
+        self.uniforms = F.pad(torch.from_numpy(uniforms).to(device), (0, 1, 0, 1))  # (total + 1, longest + 1)
+        self.tokens = torch.zeros(self.total + 1, self.longest + 1, dtype=torch.long, device=device)
+        self.logprobs = torch.zeros(self.total + 1, self.longest + 1, device=device)
+        self.lengths = torch.zeros(self.total + 1, dtype=torch.long, device=device)
+        self.stopped = torch.zeros(self.total + 1, dtype=torch.bool, device=device)
 
-        tokens, logprobs = out_tokens.tolist(), out_logprobs.tolist()
+        self.cache = KVCache(self.model.config, self.rows, self.length, device, dtype)
+        zeros = torch.zeros(self.rows, dtype=torch.long, device=device)
+        self.slots = Slots(
+            hidden=torch.zeros(self.rows, width, device=device, dtype=dtype),
+            sequence=torch.full_like(zeros, self.total),
+            made=zeros,
+            position=zeros.clone(),
+            limit=zeros.clone(),
+            ended=torch.zeros(self.rows, dtype=torch.bool, device=device),
+            token=zeros.clone(),
+        )
+        self.next = 0  # the sequence that a free slot takes next
+        self.free = list(range(self.rows))  # slots that wait for a sequence
+        self.live = 0  # slots 0..live-1 take part in a step
+        # The host's copy of slots.position. It tells how much of the cache a step must read; to ask a GPU would mean
+        # to wait for all steps that it has been given.
+        self.host_position = [0] * self.rows
+        self.prefilled = range(0)  # the prompts whose keys and values are in prompt_cache
+
+    def fill(self) -> None:
+        """Free slots take waiting sequences. A prompt is computed once and copied into the slot of each sample."""
+        while self.free and self.next < self.total:
+            prompt = self.next // self.n
+            if prompt not in self.prefilled:
+                self.prefilled = range(prompt, min(prompt + self.rows, len(self.prompts)))
+                self.prompt_cache, self.prompt_hidden = prefill(self.model, [self.prompts[i] for i in self.prefilled])
+            count = min(len(self.free), self.prefilled.stop * self.n - self.next)
+            self.admit(self.free[:count], range(self.next, self.next + count))
+            self.free, self.next = self.free[count:], self.next + count
+
+    def admit(self, rows: list[int], sequences: range) -> None:
+        """Put sequences into slots: the keys and values of their prompts, and a state that begins anew."""
+        prompt_of = [i // self.n for i in sequences]
+        lengths = [len(self.prompts[p]) for p in prompt_of]
+        T = max(lengths)
+        target = torch.tensor(rows, device=self.device)
+        source = torch.tensor([p - self.prefilled.start for p in prompt_of], device=self.device)
+        self.cache.keys[:, target, :, :T] = self.prompt_cache.keys[:, source, :, :T]
+        self.cache.values[:, target, :, :T] = self.prompt_cache.values[:, source, :, :T]
+        s = self.slots
+        s.hidden[target] = self.prompt_hidden[source]
+        s.sequence[target] = torch.tensor(sequences, device=self.device)
+        s.made[target] = 0
+        s.ended[target] = False
+        s.position[target] = torch.tensor(lengths, device=self.device)
+        s.limit[target] = torch.tensor([self.limits[p] for p in prompt_of], device=self.device)
+        for row, length in zip(rows, lengths, strict=True):
+            self.host_position[row] = length
+        self.live = max(self.live, max(rows) + 1)
+
+    def compact(self) -> None:
+        """When no sequence waits for the slots that are free, the last live rows move into their places."""
+        if not self.free:
+            return
+        free = set(self.free)
+        busy = [row for row in range(self.live) if row not in free]
+        self.live, self.free = len(busy), []
+        moved = [row for row in busy if row >= self.live]
+        holes = [row for row in range(self.live) if row in free]
+        if moved:
+            source, target = torch.tensor(moved, device=self.device), torch.tensor(holes, device=self.device)
+            for state in vars(self.slots).values():
+                state[target] = state[source]
+            T = max(self.host_position[row] for row in moved)
+            self.cache.keys[:, target, :, :T] = self.cache.keys[:, source, :, :T]
+            self.cache.values[:, target, :, :T] = self.cache.values[:, source, :, :T]
+            for row, hole in zip(moved, holes, strict=True):
+                self.host_position[hole] = self.host_position[row]
+        self.slots.sequence[self.live :] = self.total
+
+    def step(self, rows: int, S: int) -> None:
+        """Draw a token in the first `rows` slots and feed it to the model, which reads S positions of the cache.
+
+        All in place and without a wait for the device, so that a CUDA graph can replay it. Rows that have ended draw on
+        until they are refilled; nothing reads what they draw.
+        """
+        s = self.slots.first(rows)
+        # 1. draw
+        t = s.made.clamp(max=self.longest)  # (rows,)
+        token, logprob = sample(self.model.logits(s.hidden), self.uniforms[s.sequence, t], self.temperature, self.top_p)
+        s.token.copy_(token)
+        self.tokens[s.sequence, t], self.logprobs[s.sequence, t] = token, logprob
+        # 2. note which sequences end with this token
+        stopped = (token[:, None] == self.stop).any(-1)  # (rows,); not torch.isin, which may wait for the GPU
+        ends = (stopped | (t + 1 >= s.limit)) & ~s.ended
+        self.lengths[s.sequence] = torch.where(ends, t + 1, self.lengths[s.sequence])
+        self.stopped[s.sequence] = torch.where(ends, stopped, self.stopped[s.sequence])
+        s.ended |= ends
+        # 3. feed
+        position = s.position.clamp(max=self.last_position)[:, None]  # (rows, 1)
+        s.hidden.copy_(self.model(token[:, None], positions=position, kv_cache=self.cache, length=S)[:, 0])
+        s.made += 1
+        s.position += 1
+
+    def completions(self) -> list[Completion]:
+        tokens, logprobs = self.tokens.tolist(), self.logprobs.tolist()
+        lengths, stopped = self.lengths.tolist(), self.stopped.tolist()
         return [
-            Completion(i // n, tokens[i][:k], logprobs[i][:k], "stop" if stopped else "length")
-            for i, (k, stopped) in enumerate(zip(out_length.tolist()[:-1], out_stopped.tolist()[:-1], strict=True))
+            Completion(i // self.n, tokens[i][:k], logprobs[i][:k], "stop" if stopped[i] else "length")
+            for i, k in enumerate(lengths[: self.total])
         ]
-
-    def _prefill(self, prompts: list[list[int]]) -> tuple[KVCache, Tensor]:
-        """Keys and values of prompts (padded on the right) and the hidden state of each one's last token [P, D]."""
-        model, device = self.model, self.model.head_weight.device
-        width = max(map(len, prompts))
-        cache = KVCache(model.config, len(prompts), width, device, model.head_weight.dtype)
-        last = torch.zeros(len(prompts), model.config.width, device=device, dtype=model.head_weight.dtype)
-        # prompts of like lengths together: little padding
-        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-        for part in (order[i : i + PREFILL] for i in range(0, len(order), PREFILL)):
-            lengths = [len(prompts[i]) for i in part]
-            W = max(lengths)
-            tokens = torch.tensor([prompts[i] + [0] * (W - len(prompts[i])) for i in part], device=device)
-            own = KVCache(model.config, len(part), W, device, model.head_weight.dtype)
-            hidden = model(
-                tokens, positions=torch.arange(W, device=device).expand(len(part), W), kv_cache=own, length=W
-            )
-            rows = torch.tensor(part, device=device)
-            cache.keys[:, rows, :, :W], cache.values[:, rows, :, :W] = own.keys, own.values
-            last[rows] = hidden[torch.arange(len(part), device=device), torch.tensor(lengths, device=device) - 1]
-        return cache, last

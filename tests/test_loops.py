@@ -505,7 +505,7 @@ def test_compiled_blocks_change_no_gradient_and_leave_generation_alone(tiny_conf
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
     plain = Transformer(replace(tiny_config, layers=1))
     compiled = copy.deepcopy(plain)
-    compiled.compile_blocks()
+    machine.compile_blocks(compiled)
     ids = [[1] * 20, [2, 3, 4], [5] * 9, [7, 8] * 10]
     rows = pack([Sequence(s, 1) for s in ids], 24)
     for model in (plain, compiled):
@@ -522,4 +522,4 @@ def test_compiled_blocks_change_no_gradient_and_leave_generation_alone(tiny_conf
 def test_compiling_without_a_compiler_is_refused(monkeypatch, model):
     monkeypatch.setattr("shutil.which", lambda _name: None)
     with pytest.raises(ValueError, match=r"--compile needs a C\+\+ compiler"):
-        model.compile_blocks()
+        machine.compile_blocks(model)

@@ -12,7 +12,9 @@ def reference_forward(model: Transformer, tokens: list[int]) -> torch.Tensor:
     """The architecture again, in float64 and plain loops over heads and positions: hidden [T, D]."""
     c = model.config
     w = {k: v.double() for k, v in model.state_dict().items()}
-    norm = lambda x, g: x / (x.pow(2).mean(-1, keepdim=True) + c.norm_eps).sqrt() * g  # noqa: E731
+
+    def norm(x, g):
+        return x / (x.pow(2).mean(-1, keepdim=True) + c.norm_eps).sqrt() * g
 
     def rope(x, t):
         y = x.clone()
@@ -57,7 +59,7 @@ def reference_forward(model: Transformer, tokens: list[int]) -> torch.Tensor:
     [{}, {"qk_norm": False, "qkv_bias": True}, {"qk_norm": False, "tied": False, "kv_heads": 4}, {"head_dim": 12}],
 )
 def test_forward_matches_a_loop_in_float64(options):
-    """Every option of the architecture against its definition; catches a wrong head grouping or rotary convention."""
+    """Every option of the architecture against its definition; catches wrong head groups or rotary convention."""
     torch.manual_seed(1)
     c = ModelConfig(
         **{"vocab_size": 11, "width": 32, "heads": 4, "kv_heads": 2, "mlp_width": 40, "max_length": 16} | options
@@ -86,7 +88,7 @@ def test_cached_decoding_equals_full_forward(model):
 
 
 def test_packed_equals_separate(model):
-    """Documents in one row must not see each other, and the padding must not matter."""
+    """Documents in one row must not see each other, and padding must not matter."""
     a, b = torch.randint(0, 16, (9,)), torch.randint(0, 16, (5,))
     tokens = torch.cat([a, b, torch.zeros(3, dtype=torch.long)])[None]
     positions = torch.tensor([[*range(9), *range(5), 0, 0, 0]])
@@ -97,7 +99,7 @@ def test_packed_equals_separate(model):
 
 
 def test_a_row_of_one_token_needs_no_cache(model):
-    """Decoding has one token a row as well; without a cache there is nothing to read back."""
+    """Decoding has one token per row as well; without a cache there is nothing to read back."""
     tokens = torch.randint(0, 16, (5, 7))
     torch.testing.assert_close(model(tokens[:, :1]), model(tokens)[:, :1], rtol=1e-4, atol=1e-5)
 

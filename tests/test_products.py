@@ -1,4 +1,4 @@
-"""The products of a CPU against float64, by both libraries, with every layout that the callers make."""
+"""Matrix products on a CPU against float64, by both libraries, with every memory layout that the callers pass."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ def by_onednn(request, monkeypatch) -> bool:
 
 
 def layouts(t: torch.Tensor) -> list[torch.Tensor]:
-    """The same numbers: dense, transposed, with gaps between rows, with gaps between columns, and each row a view of one."""
+    """The same numbers in several layouts: dense, transposed, with gaps between rows, with gaps between all numbers."""
     rows, columns = t.shape
     gaps = torch.full((2 * rows, 2 * columns), float("nan"))
     gaps[::2, ::2] = t
@@ -60,7 +60,8 @@ def test_linear_and_its_gradients_are_those_of_torch(by_onednn, shape, bias, out
     g = torch.randn_like(want)
     for a, b in zip(torch.autograd.grad(got, inputs, g), torch.autograd.grad(want, inputs, g), strict=True):
         torch.testing.assert_close(a, b)
-    (dx,) = torch.autograd.grad(products.linear(x, weight.detach()).sum(), x)  # a gradient that is one number, expanded
+    # The gradient of a sum is a single number, expanded.
+    (dx,) = torch.autograd.grad(products.linear(x, weight.detach()).sum(), x)
     torch.testing.assert_close(dx, torch.autograd.grad(F.linear(x, weight).sum(), x)[0])
     with torch.inference_mode():
         torch.testing.assert_close(products.linear(*inputs), want)

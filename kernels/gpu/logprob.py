@@ -1,33 +1,33 @@
 """Log-probs and entropies of hidden [N, D] under weight [V, D] in one Triton kernel: no logit ever reaches memory.
 
-Logits z = x W^T / T, probabilities p = softmax(z), target y (`reference.py` has the maths of the gradient). What stands
-in the way of a matrix product that keeps no logits is that softmax needs a whole row, and a program of the grid sees
-only a tile of it, [BLOCK_M rows, BLOCK_N words]. But a row's numbers follow from its tiles' numbers. Take the softmax
-*within* tile t, and let lse_t be the tile's log-sum-exp and H_t its entropy. A word is drawn by drawing a tile and then
-a word within it, and the tile's share of the probability is s_t = exp(lse_t - lse). Hence
+Logits z = x W^T / T, probabilities p = softmax(z), target y (`reference.py` derives the gradient). Softmax needs a
+whole row, but a program of the grid sees only a tile of it, [BLOCK_M rows, BLOCK_N words]. The way out: the numbers of
+a row follow from the numbers of its tiles. Take the softmax *within* tile t, and let lse_t be the log-sum-exp of the
+tile and H_t its entropy. Drawing a word is the same as drawing a tile and then a word within it, and the probability of
+the tile is s_t = exp(lse_t - lse). Hence
 
     lse = log sum_t exp lse_t        H = sum_t s_t (H_t - log s_t)        (the chain rule of entropy)
 
-so each tile leaves two floats a row, exact however large the logits are: no term is the difference of two big ones.
-A third goes to memory from the one tile that holds the target: z_y. That is `stats_kernel`, one matrix product:
+so each tile writes two floats per row, exact however large the logits are: no term is the difference of two big ones.
+The one tile that holds the target writes a third: z_y. That is `stats_kernel`, one matrix product:
 
     1. z      = x W^T / T of the tile, summed over D in float32 registers
     2. lse_t  = max z + log sum exp(z - max z);  H_t likewise
     3. z_y, where the target's word lies in this tile
 
-The gradient needs every logit again. Recomputing one costs 2 D FLOP, storing and reading it 4 bytes (bfloat16): on an
-H200 (790 TFLOP/s, 4.3 TB/s) storing is faster above D = 4 / 4.3e12 * 790e12 / 2, about 370. But what is stored must
-be held till backward, N V numbers of it, because the caller's loss comes only after this function. So here backward recomputes:
-`dlogits_kernel` makes the tile a second time and writes, for a chunk of rows,
+The gradient needs every logit again. To recompute one costs 2 D FLOP; to store and read one moves 4 bytes (bfloat16).
+On an H200 (790 TFLOP/s, 4.3 TB/s) storing is faster above D = 4 / 4.3e12 * 790e12 / 2, about 370. But N V stored
+numbers would have to be kept until backward, because the caller's loss comes only after this function. So backward
+recomputes: `dlogits_kernel` computes the tile a second time and writes, for a chunk of rows,
 
     dz = a 1[v=y] + p (b + c log p)
 
-with three floats a row; cuBLAS then does dx = dz W and dW += dz^T x. Cost: 1 matrix product (2 N D V FLOP) forward and
-3 backward; memory [chunk, V] once, in backward. `token_loss.py` saves the fourth product by asking for the
-loss beforehand.
+from three floats per row; cuBLAS then does dx = dz W and dW += dz^T x. Cost: 1 matrix product (2 N D V FLOP) forward
+and 3 backward; memory [chunk, V] once, in backward. `token_loss.py` saves the fourth product by asking for the loss
+beforehand.
 
-Tiles come through tensor descriptors (TMA on Hopper): rows and columns past the end read as 0, so no load has a mask.
-Words past the end would then count as logits of 0, so step 1 sets them to -1e30.
+Tiles are loaded through tensor descriptors (TMA on Hopper): rows and columns past the end read as 0, so no load has a
+mask. Words past the end would then count as logits of 0, so step 1 sets them to -1e30.
 """
 
 import math
@@ -40,10 +40,10 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from kernels.products import sums_leave_in_float32
+from kernels.products import add_product
 
 INTERPRETED = triton.knobs.runtime.interpret  # run in Python on CPU tensors; read once, as @triton.jit does
-CHUNK_ROWS = 4096  # keeps x of a chunk in L2; and dW [V, D] is read and written once a chunk
+CHUNK_ROWS = 4096  # few enough that x of a chunk stays in L2; every chunk also reads and writes all of dW [V, D]
 
 
 # ---- kernels ----
@@ -51,7 +51,7 @@ CHUNK_ROWS = 4096  # keeps x of a chunk in L2; and dW [V, D] is read and written
 
 @triton.jit
 def load_tile(t, row, col, rows, cols, TMA: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr):
-    """t[row:, col:] (BLOCK_R, BLOCK_C) of a contiguous [rows, cols], 0 past its ends. t: a descriptor, or a pointer."""
+    """The tile (BLOCK_R, BLOCK_C) at row, col of a contiguous [rows, cols], 0 past its ends. t: descriptor, pointer."""
     if TMA:
         return t.load([row, col])
     else:
@@ -62,7 +62,7 @@ def load_tile(t, row, col, rows, cols, TMA: tl.constexpr, BLOCK_R: tl.constexpr,
 
 @triton.jit
 def store_tile(t, value, row, col, rows, cols, stride, TMA: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr):
-    """The other way: value -> t[row:, col:], cut off at its ends; rows of t are `stride` apart."""
+    """Write value to the tile t[row:, col:], cut off at the ends of t; rows of t are `stride` apart."""
     if TMA:
         t.store([row, col], value.to(t.dtype))
     else:
@@ -86,7 +86,7 @@ def logits_tile(
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """Logits of rows row.. and words col..: float32 (BLOCK_M, BLOCK_N), -1e30 for words past the end."""
+    """The logits of a tile that begins at (row, col): float32 (BLOCK_M, BLOCK_N), -1e30 for words past the end."""
     z = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
     for d in range(0, D, BLOCK_D):
         x_tile = load_tile(x, row, d, N, D, TMA, BLOCK_M, BLOCK_D)
@@ -117,8 +117,8 @@ def stats_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """One tile of x [N, D], w [V, D]: lse_t, H_t -> lse_ptr, entropy_ptr [tiles, N]; z_y -> z_y_ptr [N].
-    With STORE also the tile's own softmax -> p_out [N, V]. x, w, p_out: descriptors with TMA, else pointers."""
+    """One tile of x [N, D], w [V, D]: writes lse_t and H_t to lse_ptr and entropy_ptr [tiles, N], z_y to z_y_ptr [N].
+    With STORE also the softmax within the tile to p_out [N, V]. x, w, p_out: descriptors with TMA, else pointers."""
     row, tile = tl.program_id(0) * BLOCK_M, tl.program_id(1)  # neighbours in the grid share the tile of W
     rows, words = row + tl.arange(0, BLOCK_M), tile * BLOCK_N + tl.arange(0, BLOCK_N)
     y = tl.load(y_ptr + rows, mask=rows < N, other=-1)
@@ -161,7 +161,7 @@ def dlogits_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """One tile of dz = a 1[v=y] + p (b + c log p) -> dz_out [N, V], from the rows' lse, a, b, c [N] float32."""
+    """Writes one tile of dz = a 1[v=y] + p (b + c log p) to dz_out [N, V]; lse, a, b, c are [N] float32."""
     row, col = tl.program_id(0) * BLOCK_M, tl.program_id(1) * BLOCK_N
     rows, words = row + tl.arange(0, BLOCK_M), col + tl.arange(0, BLOCK_N)
     there = rows < N
@@ -181,9 +181,10 @@ def dlogits_kernel(
 
 
 def tiling(dtype: torch.dtype, major: int) -> dict:
-    """Tile sizes and pipeline for a GPU of compute capability major.x (0: the interpreter).
+    """Tile sizes and pipeline stages for a GPU of compute capability major.x (0: the interpreter).
 
-    Chosen so that no register spills and shared memory suffices on the smallest card of each kind: tests/test_kernels.py.
+    Chosen so that no register spills to memory, and shared memory is enough on the smallest card of each kind
+    (tests/test_kernels.py compiles and checks that).
     """
     tma = major in (9, 10)  # Hopper and data-centre Blackwell
     if dtype == torch.float32 and major:
@@ -198,11 +199,12 @@ def tiling_for(x: Tensor) -> dict:
 
 
 def describe(t: Tensor, TMA: bool, *block: int) -> TensorDescriptor | Tensor:
+    """What a kernel is given for t: with TMA a descriptor of its blocks, else t itself, which becomes a pointer."""
     return TensorDescriptor(t, list(t.shape), list(t.stride()), list(block)) if TMA else t
 
 
 def prepare(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """All contiguous, and rows of whole 16 bytes for the descriptors: a copy only where they aren't (D % 8 != 0)."""
+    """All contiguous, rows beginning at multiples of 16 bytes, as descriptors need; copies only what is not so yet."""
     if INTERPRETED and hidden.dtype == torch.bfloat16:  # Triton's interpreter multiplies bfloat16 as integers
         hidden, weight = hidden.float(), weight.float()
     extra = -hidden.shape[1] % 8
@@ -213,7 +215,7 @@ def prepare(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Te
 
 
 def device_of(t: Tensor):
-    """Triton launches on the current device, which need not be the tensor's."""
+    """A context in which the tensor's device is the current one: Triton launches on the current device."""
     return torch.cuda.device(t.device) if t.is_cuda else nullcontext()
 
 
@@ -224,13 +226,16 @@ def chunks(rows: int) -> list[slice]:
 
 
 def logits_buffer(pieces: list[slice], vocab: int, like: Tensor) -> Tensor:
-    """Empty [longest chunk, vocab], its rows a multiple of 128 bytes apart: V = 50257 would misalign every one of them."""
+    """Empty [longest chunk, V], with rows a multiple of 128 bytes apart: V = 50257 would misalign every one of them."""
     rows = max((r.stop - r.start for r in pieces), default=0)
     return torch.empty(rows, -(-vocab // 64) * 64, dtype=like.dtype, device=like.device)[:, :vocab]
 
 
-def softmax_stats(x: Tensor, w: Tensor, y: Tensor, temperature: float, entropy: bool, p: Tensor | None = None):
-    """x [C, D], w [V, D], y [C] -> logprob, lse, H (or None) [C], and lse_t [tiles, C]; p [C, V] takes the tiles' softmax."""
+def tiled_stats(x: Tensor, w: Tensor, y: Tensor, temperature: float, entropy: bool, p: Tensor | None = None):
+    """x [C, D], w [V, D], y [C] -> logprob, lse, H (or None), each [C], and lse_t [tiles, C].
+
+    p [C, V], if given, receives the softmax within each tile.
+    """
     (C, D), V, t = x.shape, len(w), tiling_for(x)
     M, N, K = t["BLOCK_M"], t["BLOCK_N"], t["BLOCK_D"]
     grid = (triton.cdiv(C, M), triton.cdiv(V, N))
@@ -266,7 +271,7 @@ def softmax_stats(x: Tensor, w: Tensor, y: Tensor, temperature: float, entropy: 
 def dlogits(
     x: Tensor, w: Tensor, y: Tensor, lse: Tensor, a: Tensor, b: Tensor, c: Tensor, temperature: float, out: Tensor
 ) -> None:
-    """dz [C, V] -> out, the logits made anew from x [C, D] and w [V, D]."""
+    """Writes dz [C, V] to out; the logits are computed again from x [C, D] and w [V, D]."""
     (C, D), V, t = x.shape, len(w), tiling_for(x)
     M, N, K = t["BLOCK_M"], t["BLOCK_N"], t["BLOCK_D"]
     with device_of(x):
@@ -289,23 +294,15 @@ def dlogits(
 
 
 def weight_gradient(w: Tensor, pieces: list[slice]) -> Tensor:
-    """Zeros [V, D]: float32 when several chunks add to it, for a sum of rounded sums drifts."""
+    """Zeros [V, D], to which every chunk adds. float32 when there are several chunks: a sum of rounded sums drifts."""
     return torch.zeros_like(w, dtype=w.dtype if len(pieces) == 1 else torch.float32)
-
-
-def add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
-    """total += a @ b; a float32 total of half-precision products gets their float32 sums."""
-    if total.dtype == torch.float32 and sums_leave_in_float32(a):
-        torch.addmm(total, a, b, out_dtype=total.dtype, out=total)
-    else:
-        total.addmm_(a.to(total.dtype), b.to(total.dtype))
 
 
 # ---- the differentiable function ----
 
 
 class Logprob(torch.autograd.Function):
-    """(logprob [N], entropy [N] or None), differentiable; logits recomputed in backward."""
+    """(logprob [N], entropy [N] or None), differentiable; the logits are computed again in backward."""
 
     @staticmethod
     def forward(ctx, hidden, weight, targets, temperature, entropy):
@@ -313,7 +310,7 @@ class Logprob(torch.autograd.Function):
         logprob, lse = (torch.empty(len(x), device=x.device) for _ in range(2))
         h = torch.empty_like(lse) if entropy else None
         for rows in chunks(len(x)):
-            logprob[rows], lse[rows], h_rows, _ = softmax_stats(x[rows], w, targets[rows], temperature, entropy)
+            logprob[rows], lse[rows], h_rows, _ = tiled_stats(x[rows], w, targets[rows], temperature, entropy)
             if entropy:
                 h[rows] = h_rows
         ctx.save_for_backward(hidden, weight, targets, lse, h)
@@ -328,7 +325,7 @@ class Logprob(torch.autograd.Function):
         pieces = chunks(len(x))
         dx = torch.empty_like(x) if need_x else None  # (N, D)
         dw = weight_gradient(w, pieces) if need_w else None  # (V, D)
-        # dl/dz = a 1[v=y] + p (b + c log p); another 1/T, since z = x W^T / T
+        # dl/dz = a 1[v=y] + p (b + c log p), divided once more by T because z = x W^T / T
         a = (g_lp if g_lp is not None else torch.zeros_like(lse)) / ctx.temperature
         c = -g_h / ctx.temperature if h is not None and g_h is not None else torch.zeros_like(lse)
         b = c * h - a if h is not None else -a
@@ -339,10 +336,10 @@ class Logprob(torch.autograd.Function):
             if need_x:
                 torch.mm(dz, w, out=dx[rows])
             if need_w:
-                add_product(dw, dz.T, x[rows])
+                add_product(dw, dz, x[rows])
         return restore(dx, hidden), restore(dw, weight), None, None, None
 
 
 def restore(gradient: Tensor | None, like: Tensor) -> Tensor | None:
-    """In the shape and type of the tensor it is the gradient of: `prepare` may have widened both."""
+    """The gradient in the shape and type of its tensor: `prepare` may have changed both."""
     return None if gradient is None else gradient[:, : like.shape[1]].to(like.dtype)

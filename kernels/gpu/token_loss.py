@@ -1,23 +1,24 @@
 """A loss of log-probs and its gradients in three matrix products: cross-entropy, PPO, GRPO, with KL and entropy terms.
 
-`logprob.py` must make the logits twice, since it can't know what the caller will do with the log-probs. Here
-the caller hands over the loss itself, a sum over tokens of f(logprob, lse, entropy), so a chunk of rows is finished
-while its probabilities are there. For each chunk of C rows:
+`logprob.py` must compute the logits twice, since it cannot know what the caller will do with the log-probs. Here the
+caller hands over the loss itself, a sum over tokens of f(logprob, lse, entropy), so that a chunk of rows is finished
+while its probabilities exist. For each chunk of C rows:
 
-    1. stats_kernel    z = x W^T / T in tiles -> lse_t, H_t, z_y, and the tile's own softmax p_t -> memory [C, V]
-    2. torch           combine the tiles: logprob, lse, H; evaluate the loss; autograd gives g_lp, g_lse, g_H of each row,
-                       and with them a, b, c of dz = a 1[v=y] + p (b + c log p)   (`reference.py` derives it)
+    1. stats_kernel    z = x W^T / T in tiles -> lse_t, H_t, z_y, and the softmax within the tile, p_t -> memory [C, V]
+    2. torch           combines the tiles to logprob, lse, H; evaluates the loss; autograd gives g_lp, g_lse, g_H of
+                       each row, and with them a, b, c of dz = a 1[v=y] + p (b + c log p)   (see `reference.py`)
     3. scale_kernel    p_t -> dz, in place: p = p_t exp(lse_t - lse)
     4. cuBLAS          dx = dz W;   dW += dz^T x
 
-What is stored is the tile's softmax and not its logits, for precision. A bfloat16 keeps 8 bits: of a logit of 40 that
-is an error of 0.08, 8 % of the probability; of a probability it is 0.2 % whatever its size. And logprob, lse and H don't
-come from what is stored: they are exact to float32, from the registers of step 1. (bfloat16 logits put 5-12 % of
-tokens more than 2 % off a policy ratio of 1, when the weights haven't changed: tests/test_kernels.py shows it.)
+The softmax within the tile is stored, not the logits, because of precision. A bfloat16 keeps 8 bits: for a logit of 40
+that is an error of 0.08, or 8 % of the probability; for a probability it is 0.2 %, whatever its size. And logprob, lse
+and H do not come from what is stored: they are exact to float32, from the registers of step 1. (With bfloat16 logits
+5-12 % of tokens get a policy ratio more than 2 % away from 1 though the weights have not changed, as
+tests/test_kernels.py shows.)
 
-Cost: 3 matrix products (6 N D V FLOP) against 4; 6 bytes of traffic a logit in bfloat16 (store, read, store) besides
-what the products read; memory [C, V] in the type of hidden, and dW in float32 when there is more than one chunk. C is
-4096: each chunk reads and writes all of dW, which at C = 128 costs twice what the products do.
+Cost: 3 matrix products (6 N D V FLOP) in place of 4; in bfloat16 6 bytes of traffic per logit (store, read, store)
+besides what the products read; memory [C, V] in the type of hidden, and dW in float32 when there is more than one
+chunk. C is 4096: each chunk reads and writes all of dW, which at C = 128 takes twice as long as the products.
 """
 
 import torch
@@ -27,16 +28,16 @@ from torch import Tensor
 
 from kernels import reference
 from kernels.gpu.logprob import (
-    add_product,
     chunks,
     device_of,
     logits_buffer,
     prepare,
     restore,
-    softmax_stats,
+    tiled_stats,
     tiling_for,
     weight_gradient,
 )
+from kernels.products import add_product
 
 
 @triton.jit
@@ -55,7 +56,7 @@ def scale_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_V: tl.constexpr,
 ):
-    """BLOCK_V words of one row: p_t -> dz = a 1[v=y] + p (b + c log p), in place. lse_t [tiles of BLOCK_N words, N]."""
+    """BLOCK_V words of one row: p_t becomes dz = a 1[v=y] + p (b + c log p), in place. lse_t [tiles, N]."""
     row = tl.program_id(0)
     words = tl.program_id(1) * BLOCK_V + tl.arange(0, BLOCK_V)
     p_ptrs = p_ptr + row.to(tl.int64) * stride + words  # row * stride passes 2^31
@@ -63,8 +64,8 @@ def scale_kernel(
     tile = tl.minimum(words, V - 1) // BLOCK_N
     log_share = tl.load(lse_t_ptr + tile * N + row) - tl.load(lse_ptr + row)
     p = p_t * tl.exp(log_share)
-    logp = tl.log(tl.maximum(p_t, 1e-37)) + log_share  # where p_t is 0, p log p is too
-    # at the target a + b p is 1 - p, nearly nothing for a confident model: there only the exact p will do
+    logp = tl.log(tl.maximum(p_t, 1e-37)) + log_share  # where p_t is 0, so is p log p
+    # At the target of a confident model a + b p is 1 - p, nearly 0: only the exact p is precise enough there.
     logprob = tl.load(logprob_ptr + row)
     hit = words == tl.load(y_ptr + row)
     p, logp = tl.where(hit, tl.exp(logprob), p), tl.where(hit, logprob, logp)
@@ -75,7 +76,8 @@ def scale_kernel(
 def softmax_to_dlogits(
     p: Tensor, y: Tensor, logprob: Tensor, lse: Tensor, lse_t: Tensor, a: Tensor, b: Tensor, c: Tensor
 ) -> None:
-    """p [C, V], the tiles' own softmax, becomes dz. A kernel that works in place must never be autotuned: it would run twice."""
+    """p [C, V], the softmax within each tile, becomes dz. A kernel that works in place must never be autotuned, because
+    autotuning runs it several times."""
     (C, V), BLOCK_V = p.shape, 4096
     with device_of(p):
         scale_kernel[(C, triton.cdiv(V, BLOCK_V))](
@@ -97,7 +99,8 @@ def softmax_to_dlogits(
 
 
 class TokenLoss(reference.TokenLoss):
-    """Sum over chunks of loss_fn(logprob, lse, entropy, *extras), its gradients made in forward (backward scales them)."""
+    """The sum over chunks of loss_fn(logprob, lse, entropy, *extras); its gradients are computed in forward, and the
+    backward of the reference scales them."""
 
     @staticmethod
     def forward(ctx, hidden, weight, targets, loss_fn, extras, temperature, entropy):
@@ -106,29 +109,30 @@ class TokenLoss(reference.TokenLoss):
         pieces = chunks(len(x_all))
         dx = torch.empty_like(x_all) if need_x else None  # (N, D)
         dw = weight_gradient(w, pieces) if need_w else None  # (V, D)
-        stats = [torch.empty(len(x_all), device=x_all.device) for _ in range(3 if entropy else 2)]
+        all_stats = [torch.empty(len(x_all), device=x_all.device) for _ in range(3 if entropy else 2)]
         loss = torch.zeros((), device=x_all.device)
         buffer = logits_buffer(pieces, len(w), x_all) if need_x or need_w else None
         for rows in pieces:
-            # 1. the chunk's statistics, and each tile's softmax
+            # 1. the statistics of each row, and the softmax within each tile
             x, y = x_all[rows], targets[rows]
             p = None if buffer is None else buffer[: len(x)]  # (C, V)
-            *values, lse_t = softmax_stats(x, w, y, temperature, entropy, p)
-            values = values if entropy else values[:2]
-            for whole, part in zip(stats, values, strict=True):
+            logprob, lse, h, lse_t = tiled_stats(x, w, y, temperature, entropy, p)
+            stats = [logprob, lse, h] if entropy else [logprob, lse]
+            for whole, part in zip(all_stats, stats, strict=True):
                 whole[rows] = part
-            # 2. the loss, and its derivatives by them
-            part, abc = reference.loss_and_coefficients(loss_fn, values, [e[rows] for e in extras], buffer is not None)
-            loss += part
+            # 2. the loss, and its derivatives by the statistics
+            terms = [e[rows] for e in extras]
+            chunk_loss, abc = reference.loss_and_coefficients(loss_fn, stats, terms, buffer is not None)
+            loss += chunk_loss
             if buffer is None:
                 continue
-            # 3. the logits' gradient; another 1/T, since z = x W^T / T
-            softmax_to_dlogits(p, y, values[0], values[1], lse_t, *(g / temperature for g in abc))
+            # 3. the gradient by the logits, divided once more by T because z = x W^T / T
+            softmax_to_dlogits(p, y, logprob, lse, lse_t, *(g / temperature for g in abc))
             # 4. the two products
             if need_x:
                 torch.mm(p, w, out=dx[rows])
             if need_w:
-                add_product(dw, p.T, x)
+                add_product(dw, p, x)
         ctx.grads = [restore(dx, hidden), restore(dw, weight)]
-        ctx.mark_non_differentiable(*stats)
-        return loss, *stats
+        ctx.mark_non_differentiable(*all_stats)
+        return loss, *all_stats

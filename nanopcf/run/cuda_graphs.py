@@ -1,4 +1,8 @@
-"""A decoding step as a CUDA graph."""
+"""Decoding steps as CUDA graphs: the host launches a whole step at once in place of its hundreds of kernels.
+
+A graph replays the same kernels on the same addresses and shapes. So the sampler writes its state in place, and here
+the shapes of a step are rounded up, to so few values that each is captured once and replayed often.
+"""
 
 from collections.abc import Callable
 
@@ -6,10 +10,10 @@ import torch
 
 
 class Replay:
-    """step(rows, S) with both rounded up to a few values, so that a captured step can be replayed.
+    """step(rows, S) of the sampler, with both numbers rounded up, captured once per pair and then replayed.
 
-    The first call of a pair runs as it is (which also warms the libraries up), the second is captured. Rows beyond the
-    live ones are idle: what they draw goes to a row of the output that nobody reads.
+    The first call with a pair runs the step as it is, which also lets the libraries choose their kernels; the second
+    call captures it. Rows beyond the live ones are idle: what they draw goes to a row of the output that nobody reads.
     """
 
     def __init__(self, step: Callable[[int, int], None], capture: Callable, slots: int, length: int) -> None:
@@ -20,9 +24,9 @@ class Replay:
         rows = self.slots
         while rows // 2 >= live:
             rows //= 2
-        # lengths an eighth to a quarter apart: neither a capture every few steps nor much work in vain
-        apart = max(64, 2 ** S.bit_length() // 8)
-        S = min(self.length, -(-S // apart) * apart)
+        # Lengths are a multiple of 1/8 of the next power of two: few captures, and at most a quarter of wasted work.
+        multiple = max(64, 2 ** S.bit_length() // 8)
+        S = min(self.length, -(-S // multiple) * multiple)
         key = (rows, S)
         if key not in self.captured:
             self.captured[key] = None
@@ -34,8 +38,11 @@ class Replay:
 
 
 def graph_capture() -> Callable[[Callable[[], None]], Callable[[], None]]:
-    """capture(work) -> a CUDA graph of it: capturing runs nothing, replaying costs one launch. All graphs that one capture
-    makes keep their temporaries in the same memory: none of them outlives its replay."""
+    """A function capture(work) that records work() as a CUDA graph and returns the function that replays it.
+
+    Capturing runs nothing. All graphs of one `capture` keep their temporaries in the same memory, since none of these
+    is needed after its replay.
+    """
     pool = torch.cuda.graph_pool_handle()
 
     def capture(work: Callable[[], None]) -> Callable[[], None]:

@@ -1,6 +1,7 @@
 """The machine a run finds: its device, dtype, threads and memory."""
 
 import os
+import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -87,6 +88,22 @@ def free_memory(device: torch.device) -> int:
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
     except (OSError, StopIteration, ValueError):
         return 4 << 30
+
+
+def compile_blocks(model: torch.nn.Module) -> None:
+    """torch.compile every block of a Transformer for training and scoring; generation stays as it is.
+
+    Raises ValueError on a CPU without a C++ compiler.
+    """
+    compilers = (os.environ.get("CXX"), "g++", "c++", "clang++")
+    if model.head_weight.device.type == "cpu" and not any(shutil.which(name) for name in compilers if name):
+        raise ValueError("--compile needs a C++ compiler on a CPU: install g++, or leave the flag out")
+    # A block is compiled again with a mask, without a gradient, for a single row and so on. Beyond torch's limit of
+    # such variants a block would run uncompiled without a word, so the limit is raised.
+    limit = "recompile_limit" if hasattr(torch._dynamo.config, "recompile_limit") else "cache_size_limit"
+    setattr(torch._dynamo.config, limit, 64)
+    for block in model.blocks:
+        block.compile(dynamic=True)
 
 
 def try_out(what: str, work: Callable[[], None], device: torch.device) -> None:
