@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from nanopcf.run import config
+from nanopcf.run.config import Count, Device, DType, Natural, Positive, Share
 
 PRESETS = Path(__file__).resolve().parent / "configs"
 POOL_ROUNDS = 6  # at most, of problems tried to fill the candidate sets
@@ -22,51 +23,52 @@ CONTEXT = 64  # tokens; the tasks' problems and working fit
 
 
 @dataclass(frozen=True)
-class PipelineConfig:
+class PipelineConfig(config.Config):
     preset: str = "demo"  # settings to start from
-    out: str = ""  # run folder (default runs/PRESET)
-    task: str = "digits"  # digits or columns, see nanopcf/tasks.py; unless --data
-    model: str = "0.1M"  # a size in nanopcf.model.NANO; with --data a folder or Org/Name
-    data: str = ""  # JSONL with prompt, trajectory, answer: a real model on these instead of the task
-    test_data: str = ""  # JSONL with prompt and answer, to score on; needed with --data
-    chat: bool = False  # put each prompt into the model's chat template
+    out: str = ""  # run folder (default: runs/PRESET)
+    task: str = "digits"  # digits or columns (see nanopcf/tasks.py)
+    model: str = "0.1M"  # size, or with --data a folder or Org/Name
+    data: str = ""  # JSONL of real problems, in place of the task
+    test_data: str = ""  # JSONL to score on; needed with --data
+    chat: bool = False  # put each prompt into the chat template
     template: str = "{prompt}"  # text around each prompt
-    max_new_tokens: int = 32  # longest answer
-    pack_length: int = 128  # tokens a packed row; longer examples are left out of --data
-    micro_rows: int = 16  # packed rows a forward pass
-    dtype: str = "auto"  # float32 or bfloat16 (auto: bfloat16 on CUDA)
-    known: float = 0.5  # share of the facts that the base model's web text always states rightly
-    corpus: int = 20000  # web texts to pretrain on
-    base_steps: int = 500  # optimizer steps of pretraining
-    base_batch: int = 64  # web texts a step
-    base_lr: float = 5e-3  # peak learning rate of pretraining
-    pool: int = 3000  # problems tried at a time, until the candidate sets are full
-    candidates: tuple[str, ...] = ("uniform-20", "uniform-60")  # difficulty-size: uniform, easy or hard
-    val: int = 256  # expert trajectories for the validation loss
-    test: int = 512  # problems for every score
-    sft_steps: int = 240  # optimizer steps of SFT
-    sft_batch: int = 16  # trajectories a step
-    sft_lr: float = 1e-3  # learning rate of SFT
-    sft_checkpoints: int = 12  # checkpoints of an SFT run
-    passk: int = 8  # k of pass@k, beside the validation loss
-    every_regime: tuple[str, ...] = ("uniform-20",)  # candidates whose every regime starts a branch
+    max_new_tokens: Count = 32  # longest answer, in tokens
+    pack_length: Count = 128  # tokens per packed row, and longest example
+    micro_rows: Count = 16  # packed rows per forward pass
+    dtype: DType = "auto"  # float32 or bfloat16; auto: bfloat16 on CUDA
+    known: Share = 0.5  # share of facts that the web text gets right
+    corpus: Count = 20000  # web texts to pretrain on
+    base_steps: Count = 500  # optimizer steps of pretraining
+    base_batch: Count = 64  # web texts per step
+    base_lr: Positive = 5e-3  # peak learning rate of pretraining
+    pool: Count = 3000  # problems tried per round, to fill the sets
+    candidates: tuple[str, ...] = ("uniform-20", "uniform-60")  # sets, as difficulty-size
+    val: Count = 256  # expert trajectories for the validation loss
+    test: Count = 512  # problems for every score
+    sft_steps: Count = 240  # optimizer steps of SFT
+    sft_batch: Count = 16  # trajectories per step
+    sft_lr: Positive = 1e-3  # learning rate of SFT
+    sft_checkpoints: Count = 12  # checkpoints of an SFT run
+    passk: Count = 8  # k of pass@k, beside the validation loss
+    every_regime: tuple[str, ...] = ("uniform-20",)  # sets with a branch per regime
     algo: str = "dapo_dc"  # RL algorithm, see train_rl.py --list
-    rl_prompts: int = 128  # problems that RL trains on
-    rl_steps: int = 100  # rollout batches of a branch
-    rl_batch: int = 32  # prompts a batch
-    rl_group: int = 8  # answers a prompt
-    rl_lr: float = 5e-4  # learning rate of RL
+    rl_prompts: Count = 128  # problems that RL trains on
+    rl_steps: Count = 100  # batches of rollouts per branch
+    rl_batch: Count = 32  # prompts per batch
+    rl_group: Count = 8  # answers per prompt
+    rl_lr: Positive = 5e-4  # learning rate of RL
     rl_points: int = 14  # points of a curve
-    paradigms: tuple[str, ...] = ()  # algorithms to compare at equal compute, from the base and from SFT
-    paradigm_flops: float = 1e12  # compute of each of those runs, the SFT before it included
-    paradigm_seeds: int = 3  # runs of each
-    workers: int = 0  # processes at a time (0: one a core)
-    threads: int = 0  # threads of a process (0: chosen by a probe)
+    paradigms: tuple[str, ...] = ()  # algorithms to compare at equal compute
+    paradigm_flops: Positive = 1e12  # FLOPs of each, its SFT included
+    paradigm_seeds: Count = 3  # runs of each
+    workers: Natural = 0  # processes at a time (0: one per core)
+    threads: Natural = 0  # threads of a process (0: found by a probe)
     seed: int = 0  # of everything
-    device: str = "auto"  # auto, cpu, cuda or mps
+    device: Device = "auto"  # auto, cpu, cuda or mps
     resume: bool = False  # continue the run in --out
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.data and self.model not in NANO:
             raise ValueError(f"--model: no {self.model!r}; there are {', '.join(NANO)}, and with --data model folders")
         if self.data and (self.model in NANO or not self.test_data):
@@ -81,10 +83,6 @@ class PipelineConfig:
         unknown = [n for n in self.every_regime if n not in self.candidates]
         if unknown:
             raise ValueError(f"--every-regime: {unknown[0]!r} is not among --candidates ({', '.join(self.candidates)})")
-        positive = "corpus base_steps base_batch pool val test sft_steps sft_batch sft_checkpoints passk rl_prompts rl_steps rl_batch rl_group paradigm_seeds"
-        config.at_least(1, self, positive)
-        config.at_least(0, self, "workers threads")
-        config.above_zero(self, "base_lr sft_lr rl_lr paradigm_flops")
         if not 1 <= self.rl_points <= self.rl_steps:
             raise ValueError(
                 f"--rl-points must be from 1 to --rl-steps, got {self.rl_points}; a ceiling needs 4 or more"
@@ -93,8 +91,6 @@ class PipelineConfig:
             raise ValueError("--pack-length must be above --max-new-tokens: it holds a prompt and its answer")
         if self.sft_checkpoints > self.sft_steps:
             raise ValueError("--sft-checkpoints can't be above --sft-steps")
-        if not 0 <= self.known <= 1:
-            raise ValueError(f"--known is a share from 0 to 1, got {self.known}")
 
 
 if __name__ == "__main__":  # --help, before torch is imported, which takes seconds

@@ -19,70 +19,67 @@ asynchronous rollouts.
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 from nanopcf.run import config
+from nanopcf.run.config import Count, Device, DType, Natural, NonNegative, Positive
 
 
 @dataclass(frozen=True)
-class RLConfig:
+class RLConfig(config.Config):
     model: str  # folder of the model to start from
     train: str  # JSONL with prompt and answer
-    val: str  # JSONL with prompt and answer, for the curve
+    val: str  # the same, for the curve
     out: str  # run folder
     algo: str = "dapo_dc"  # a row of the table that --list prints
-    set: tuple[str, ...] = ()  # choices of that row to change, FIELD=VALUE: gate=2 aggregation=constant
-    steps: int = 100  # rollout batches
-    max_flops: float = 0.0  # end earlier, when so much compute is spent (0: don't)
-    prompts: int = 32  # prompts a batch
-    group: int = 8  # answers a prompt
-    update_prompts: int = 32  # prompts an optimizer step; fewer than --prompts gives several a batch
-    round_prompts: int = 32  # dynamic sampling: prompts a round of generation
-    max_rounds: int = 4  # dynamic sampling: rounds a batch at most; then train on what was found
-    lr: float = 5e-4  # peak learning rate
-    schedule: str = "constant"  # constant or cosine (to a tenth at the end of the run), after the warm-up
-    warmup: int = 5  # optimizer steps of linear warm-up
-    weight_decay: float = 0.0  # AdamW's, on matrices
-    clip: float = 1.0  # largest norm of the gradient
-    temperature: float = 1.0  # of the rollouts, and of the log-probs that are trained
-    max_new_tokens: int = 32  # longest answer
-    overlong_cache: int = 8  # soft overlong penalty: tokens before the limit where it starts
-    old_logprobs: str = "sampler"  # sampler, or recomputed by the trainer before the update
-    eval_every: int = 10  # batches between two points of the curve
-    eval_flops: float = 0.0  # compute between two points of the curve, instead of --eval-every (0: don't)
-    eval_samples: int = 1  # answers a validation problem
-    eval_temperature: float = 0.7  # of the curve, as in the paper
-    checkpoint_every: int = 50  # batches between checkpoints
-    keep: int = 0  # newest checkpoints to keep, besides the best (0: all)
-    slots: int = 0  # sequences generated at a time (0: what memory holds, at most 256)
-    pack_length: int = 128  # tokens a packed row
-    micro_rows: int = 16  # packed rows a forward pass
+    set: tuple[str, ...] = ()  # changes to that row: gate=2 aggregation=constant
+    steps: Count = 100  # batches of rollouts
+    max_flops: NonNegative = 0.0  # end when so much compute is spent (0: never)
+    prompts: Count = 32  # prompts per batch
+    group: Count = 8  # answers per prompt
+    update_prompts: Count = 32  # prompts per optimizer step
+    round_prompts: Count = 32  # dynamic sampling: prompts per round
+    max_rounds: Count = 4  # dynamic sampling: most rounds per batch
+    lr: Positive = 5e-4  # peak learning rate
+    schedule: str = "constant"  # constant or cosine, after the warm-up
+    warmup: Natural = 5  # optimizer steps of linear warm-up
+    weight_decay: NonNegative = 0.0  # of AdamW, on matrices
+    clip: Positive = 1.0  # largest norm of the gradient
+    temperature: float = 1.0  # of the rollouts, and of the trained log-probs
+    max_new_tokens: Count = 32  # longest answer, in tokens
+    overlong_cache: Count = 8  # tokens before the limit where overlong=soft acts
+    old_logprobs: Literal["sampler", "recomputed"] = "sampler"  # sampler, or recomputed by the trainer
+    eval_every: Count = 10  # batches between two points of the curve
+    eval_flops: NonNegative = 0.0  # or compute between two points (0: --eval-every)
+    eval_samples: Count = 1  # answers per validation problem
+    eval_temperature: NonNegative = 0.7  # of the curve's answers, as in the paper
+    checkpoint_every: Count = 50  # batches between checkpoints
+    keep: Natural = 0  # newest checkpoints to keep, and the best (0: all)
+    slots: Natural = 0  # sequences generated at a time (0: what memory holds)
+    pack_length: Count = 128  # tokens per packed row
+    micro_rows: Count = 16  # packed rows per forward pass
     chat: bool = False  # put each prompt into the model's chat template
     template: str = "{prompt}"  # text around each prompt
-    drop_long: bool = False  # leave out prompts that leave no room for an answer, and count them
-    seed: int = 0  # data order and sampling
-    threads: int = 0  # CPU threads (0: found by a probe)
-    device: str = "auto"  # auto, cpu, cuda or mps
-    dtype: str = "auto"  # float32 or bfloat16 (auto: bfloat16 on CUDA); the optimizer is float32
-    compile: bool = False  # torch.compile the blocks for the update; on a CPU it pays late
-    recompute: bool = False  # activations again in backward: less memory, a third more compute
-    dry_run: bool = False  # longest answers, longest rows: say whether they fit, and write nothing
+    drop_long: bool = False  # leave out prompts too long for an answer, and count
+    seed: int = 0  # of the data order and the sampling
+    threads: Natural = 0  # CPU threads (0: found by a probe)
+    device: Device = "auto"  # auto, cpu, cuda or mps
+    dtype: DType = "auto"  # float32 or bfloat16; auto: bfloat16 on CUDA
+    compile: bool = False  # torch.compile the update: on a CPU it pays late
+    recompute: bool = False  # activations again in backward: less memory, slower
+    dry_run: bool = False  # try the largest batch, and write nothing
     resume: bool = False  # continue the run in --out
 
     def __post_init__(self) -> None:
-        config.one_of(self, algo=RECIPES, schedule=SCHEDULES, old_logprobs=("sampler", "recomputed"))
-        config.at_least(
-            1, self, "steps prompts group update_prompts round_prompts max_rounds max_new_tokens overlong_cache"
-        )
-        config.at_least(1, self, "eval_every eval_samples checkpoint_every pack_length micro_rows")
-        config.at_least(0, self, "max_flops eval_flops warmup weight_decay eval_temperature slots keep threads")
-        config.above_zero(self, "lr clip")
+        super().__post_init__()
+        config.one_of(self, algo=RECIPES, schedule=SCHEDULES)
         if self.recipe.expert in ("beside", "prefix") and self.group < 2:
             raise ValueError(f"--group must be at least 2 with {self.algo}: the expert takes one place")
         if self.recipe.dynamic_sampling and self.recipe.expert == "none" and self.group < 2:
             raise ValueError(
                 "--group must be at least 2 with dynamic sampling: a lone response has none to differ from"
             )
-        if self.temperature <= 0:
+        if not self.temperature > 0:
             raise ValueError("--temperature must be above 0: a greedy rollout has nothing to learn from")
 
     @property

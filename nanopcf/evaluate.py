@@ -12,6 +12,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from math import comb
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from tqdm import tqdm
@@ -22,37 +23,37 @@ from nanopcf.interop.mathematics import verifier
 from nanopcf.model import Transformer
 from nanopcf.rollouts import complete
 from nanopcf.run import config, files, log, machine
+from nanopcf.run.config import Count, Device, DType, Natural
 from nanopcf.run.folder import open_run, read_metrics
 from nanopcf.sampler import slots_that_fit
 from nanopcf.tokenizer import TextTokenizer
 
 
 @dataclass(frozen=True)
-class EvaluateConfig:
+class EvaluateConfig(config.Config):
     model: str  # model folder
     data: tuple[str, ...]  # files of problems with answers
-    ood: tuple[str, ...] = ()  # more of them, unlike the training data: their mean stands apart
+    ood: tuple[str, ...] = ()  # more, unlike the training data; averaged apart
     out: str = ""  # folder for completions and scores
     chat: bool = False  # put each prompt into the model's chat template
     template: str = "{prompt}"  # text around each prompt
-    samples: int = 1  # completions a problem
-    temperature: float = 0.7  # 0 is greedy
-    top_p: float = 1.0  # nucleus
-    max_new_tokens: int = 512  # longest answer
-    limit: int = 0  # problems of a file at most (0: all)
+    samples: Count = 1  # completions per problem
+    temperature: float = 0.7  # of the sampling; 0 is greedy
+    top_p: float = 1.0  # probability mass to sample from (nucleus)
+    max_new_tokens: Count = 512  # longest answer, in tokens
+    limit: Natural = 0  # problems of a file at most (0: all)
     drop_long: bool = False  # leave out prompts that fill the context, and count them
-    verifier: str = "ours"  # ours, math-verify or either
-    slots: int = 0  # sequences generated at a time (0: what memory holds, at most 256)
+    verifier: Literal["ours", "math-verify", "either"] = "ours"  # ours, math-verify or either
+    slots: Natural = 0  # sequences generated at a time (0: what memory holds)
     seed: int = 0  # of the sampling
-    threads: int = 0  # CPU threads (0: found by a probe)
-    device: str = "auto"  # auto, cpu, cuda or mps
-    dtype: str = "auto"  # float32 or bfloat16 (auto: bfloat16 on CUDA)
-    show: int = 3  # completions to print
+    threads: Natural = 0  # CPU threads (0: found by a probe)
+    device: Device = "auto"  # auto, cpu, cuda or mps
+    dtype: DType = "auto"  # float32 or bfloat16; auto: bfloat16 on CUDA
+    show: Natural = 3  # completions to print
     resume: bool = False  # continue the evaluation in --out
 
     def __post_init__(self) -> None:
-        config.at_least(1, self, "samples max_new_tokens")
-        config.at_least(0, self, "limit slots threads show")
+        super().__post_init__()
         names = [Path(f).stem for f in (*self.data, *self.ood)]
         if len(set(names)) < len(names):
             raise ValueError(f"--data, --ood: two files of the same name, {max(names, key=names.count)}")

@@ -1,47 +1,54 @@
-"""Complete a prompt, or talk to a model: the text appears as it is drawn.
+"""Complete a prompt, or talk to a model. The text appears while it is sampled.
 
 python -m nanopcf.generate --model DIR --prompt "47+85*36         ="
-python -m nanopcf.generate --model DIR --chat            a conversation, a line a turn; Ctrl-D ends it
+python -m nanopcf.generate --model DIR --chat            a conversation, one line per turn; Ctrl-D ends it
 """
 
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from nanopcf import checkpoint
 from nanopcf.run import config, log, machine
+from nanopcf.run.config import Count, Device, DType, Natural
 from nanopcf.sampler import Sampler
 from nanopcf.tokenizer import TextTokenizer
 
 
 @dataclass(frozen=True)
-class GenerateConfig:
+class GenerateConfig(config.Config):
     model: str  # model folder
-    prompt: str = ""  # text to continue, or what the user says; without one --chat asks
+    prompt: str = ""  # text to continue; with --chat the first message
     chat: bool = False  # put the prompt into the model's chat template
-    samples: int = 1  # completions
-    temperature: float = 0.7  # 0 is greedy
-    top_p: float = 1.0  # nucleus
-    max_new_tokens: int = 256  # longest answer
+    samples: Count = 1  # completions
+    temperature: float = 0.7  # of the sampling; 0 is greedy
+    top_p: float = 1.0  # probability mass to sample from (nucleus)
+    max_new_tokens: Count = 256  # longest answer, in tokens
     seed: int = 0  # of the sampling
-    threads: int = 0  # CPU threads (0: found by a probe)
-    device: str = "auto"  # auto, cpu, cuda or mps
-    dtype: str = "auto"  # float32 or bfloat16 (auto: bfloat16 on CUDA)
+    threads: Natural = 0  # CPU threads (0: found by a probe)
+    device: Device = "auto"  # auto, cpu, cuda or mps
+    dtype: DType = "auto"  # float32 or bfloat16; auto: bfloat16 on CUDA
 
     def __post_init__(self) -> None:
-        config.at_least(1, self, "samples max_new_tokens")
-        config.at_least(0, self, "threads")
+        super().__post_init__()
         if not self.prompt and not self.chat:
             raise ValueError("--prompt is empty: give the text to continue, or --chat for a conversation")
 
 
 class Typist:
-    """Prints tokens as they come. A character may need several tokens: incomplete ones wait."""
+    """Prints the tokens of one answer as they come.
+
+    One character may need several tokens. Until all of them are there it decodes to the replacement character, and the
+    text waits.
+    """
 
     def __init__(self, tokenizer: TextTokenizer) -> None:
-        self.tokenizer, self.tokens, self.printed = tokenizer, [], 0
+        self.tokenizer = tokenizer
+        self.tokens: list[int] = []
+        self.printed = 0  # characters
 
-    def __call__(self, _: int, token: int) -> None:
+    def __call__(self, _index: int, token: int) -> None:
         self.tokens.append(token)
         text = self.tokenizer.decode(self.tokens)
         if not text.endswith("\N{REPLACEMENT CHARACTER}"):
@@ -50,7 +57,7 @@ class Typist:
 
 
 def answer(c: GenerateConfig, sampler: Sampler, tokenizer: TextTokenizer, prompt: list[int], seed: int) -> str:
-    """Generate and print; one sample is streamed, several are printed whole. Returns the first."""
+    """Generate and print. One sample is printed token by token, several are printed when done. Returns the first."""
     began = time.perf_counter()
     typist = Typist(tokenizer) if c.samples == 1 else None
     completions = sampler.generate(
@@ -63,14 +70,25 @@ def answer(c: GenerateConfig, sampler: Sampler, tokenizer: TextTokenizer, prompt
         seed=seed,
         stream=typist,
     )
-    texts = [tokenizer.decode(done.tokens) for done in completions]
+    texts = [tokenizer.decode(completion.tokens) for completion in completions]
     if typist:
+        # an answer that was cut may end in half a character, which the typist kept back
         print(texts[0][typist.printed :])
     else:
         print("\n".join(texts))
-    made = sum(len(done.tokens) for done in completions)
-    log.announce(f"({made} tokens, {made / (time.perf_counter() - began):.1f} a second)")
+    tokens = sum(len(completion.tokens) for completion in completions)
+    log.announce(f"({tokens} tokens, {tokens / (time.perf_counter() - began):.1f} a second)")
     return texts[0]
+
+
+def read_lines() -> Iterator[str]:
+    """The lines that a user types, until Ctrl-D."""
+    while True:
+        print("> ", end="", file=sys.stderr, flush=True)
+        line = sys.stdin.readline()
+        if not line:
+            return
+        yield line.strip()
 
 
 def main(c: GenerateConfig) -> None:
@@ -82,18 +100,10 @@ def main(c: GenerateConfig) -> None:
         answer(c, sampler, tokenizer, tokenizer.encode_prompt(c.prompt), c.seed)
         return
     messages: list[dict[str, str]] = []
-    turns = [c.prompt] if c.prompt else iter(lambda: asked("> "), None)
-    for turn, said in enumerate(turns):
-        messages.append({"role": "user", "content": said})
-        reply = answer(c, sampler, tokenizer, tokenizer.encode(tokenizer.chat(messages)), c.seed + turn)
-        messages.append({"role": "assistant", "content": reply})
-
-
-def asked(mark: str) -> str | None:
-    """A line from the terminal; None at its end."""
-    print(mark, end="", file=sys.stderr, flush=True)
-    line = sys.stdin.readline()
-    return line.strip() if line else None
+    for turn, text in enumerate([c.prompt] if c.prompt else read_lines()):
+        messages.append({"role": "user", "content": text})
+        prompt = tokenizer.encode(tokenizer.chat(messages))  # the whole conversation up to here
+        messages.append({"role": "assistant", "content": answer(c, sampler, tokenizer, prompt, c.seed + turn)})
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""AdamW as the training loops use it: float32 master weights below a bfloat16 model, gradients summed over processes.
+"""AdamW as the training loops use it: float32 master weights for a bfloat16 model, gradients summed over processes.
 
-The model's parameters may be bfloat16: sampling, scoring and training then share one copy of the weights, in one dtype.
-A step of 1e-6 is lost in bfloat16's eight bits, so the optimizer keeps float32 copies (its "masters"), adds the gradients
-of micro-batches in float32, and rounds the result back into the model. With a float32 model the masters *are* the
-parameters, and nothing is copied.
+A bfloat16 number has eight significant bits, so a step of 1e-6 on a weight of 0.1 would be rounded away. Yet the model
+is kept in bfloat16, so that sampling, scoring and training share one copy of it. Therefore the optimizer keeps a float32
+copy of each parameter, its "master": it adds up the gradients there, takes the step there, and rounds the result into
+the model. With a float32 model the masters are the parameters themselves, and nothing is copied.
 """
 
 import math
@@ -17,39 +17,44 @@ from nanopcf.run import parallel
 SCHEDULES = ("constant", "cosine")
 
 
-def add_gradient(master: Tensor, parameter: Tensor) -> None:
-    """Move a parameter's fresh gradient to its master, as soon as autograd has it: never two gradients of the model."""
+def move_gradient(master: Tensor, parameter: Tensor) -> None:
+    """Add a parameter's fresh gradient to its master's, in float32, and free it.
+
+    Autograd calls this as soon as a gradient is complete, so the model's gradients never exist all at once.
+    """
     master.grad = parameter.grad.float() if master.grad is None else master.grad.add_(parameter.grad)
     parameter.grad = None
 
 
 class Optimizer:
-    """AdamW (Loshchilov & Hutter, 2019), betas (0.9, 0.95); decay on matrices only: norms and biases have no scale to shrink."""
+    """AdamW (Loshchilov & Hutter, 2019) with betas (0.9, 0.95).
+
+    Weight decay acts on matrices only: norms and biases have no scale that it should shrink.
+    """
 
     def __init__(self, model: nn.Module, weight_decay: float = 0.0) -> None:
         parameters = sorted(model.parameters(), key=lambda p: p.dim() < 2)  # matrices first
-        self.pairs = []  # (parameter, master)
+        self.pairs: list[tuple[Tensor, Tensor]] = []  # (parameter, master)
         for p in parameters:
             master = p
             if p.dtype != torch.float32:
                 master = p.detach().float()
-                p.register_post_accumulate_grad_hook(partial(add_gradient, master))
+                p.register_post_accumulate_grad_hook(partial(move_gradient, master))
             self.pairs.append((p, master))
-        self.masters = [m for _, m in self.pairs]
-        groups = [
-            {"params": [m for m in self.masters if m.dim() >= 2], "weight_decay": weight_decay},
-            {"params": [m for m in self.masters if m.dim() < 2], "weight_decay": 0.0},
-        ]
-        self.adamw = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.95), fused=True)
+        self.masters = [master for _, master in self.pairs]
+        matrices = {"params": [m for m in self.masters if m.dim() >= 2], "weight_decay": weight_decay}
+        others = {"params": [m for m in self.masters if m.dim() < 2], "weight_decay": 0.0}
+        # `step` sets the learning rate
+        self.adamw = torch.optim.AdamW([matrices, others], lr=0.0, betas=(0.9, 0.95), fused=True)
 
     @torch.no_grad()
     def step(self, lr: float, clip: float) -> float:
-        """Sum the gradients over the processes, clip their norm, update, clear; returns the norm before clipping.
+        """Sum the gradients over the processes, clip their norm, update, clear. Returns the norm before it was clipped.
 
-        When it isn't finite no weight changes: the caller is to stop.
+        When the norm is not finite no weight changes, and the caller must stop.
         """
         for m in self.masters:
-            if m.grad is None:  # a process without a row in this batch
+            if m.grad is None:  # this process had no row of the batch
                 m.grad = torch.zeros_like(m)
         parallel.total([m.grad for m in self.masters])
         norm = nn.utils.clip_grad_norm_(self.masters, clip).item()
@@ -59,45 +64,47 @@ class Optimizer:
             group["lr"] = lr
         self.adamw.step()
         self.adamw.zero_grad()
-        for p, m in self.pairs:
-            if m is not p:
-                p.copy_(m)
+        for p, master in self.pairs:
+            if master is not p:
+                p.copy_(master)  # rounds to bfloat16
         return norm
 
+    def master_copies(self) -> dict[str, Tensor]:
+        """The masters that are not parameters themselves, by names such as "3.master"; none with a float32 model."""
+        return {f"{i}.master": master for i, (p, master) in enumerate(self.pairs) if master is not p}
+
     def tensors(self) -> dict[str, Tensor]:
-        """Everything that a resumed run needs: "3.exp_avg", ..., and "3.master" below a bfloat16 model."""
-        state = self.adamw.state_dict()["state"]
-        named = {f"{i}.{name}": value.cpu() for i, own in state.items() for name, value in own.items()}
-        return named | {f"{i}.master": m.cpu() for i, (p, m) in enumerate(self.pairs) if m is not p}
+        """All that a resumed run needs, on the CPU: the masters, and "3.step", "3.exp_avg", "3.exp_avg_sq" of AdamW."""
+        state = self.adamw.state_dict()["state"]  # {3: {"step": ..., "exp_avg": ...}}; empty before the first step
+        named = {f"{i}.{name}": tensor for i, moments in state.items() for name, tensor in moments.items()}
+        return {name: tensor.cpu() for name, tensor in (named | self.master_copies()).items()}
 
     @torch.no_grad()
     def load(self, tensors: dict[str, Tensor]) -> None:
-        """What `tensors` gave, into an optimizer of the same model. Raises ValueError when it is another's."""
-        shapes = {f"{i}.{name}": m.shape for i, m in enumerate(self.masters) for name in ("exp_avg", "exp_avg_sq")}
-        shapes |= {f"{i}.step": torch.Size() for i in range(len(self.masters))}
-        if not any(k.endswith(".step") for k in tensors):  # before the first step there are none
-            shapes = {}
-        shapes |= {f"{i}.master": m.shape for i, (p, m) in enumerate(self.pairs) if m is not p}
-        wrong = [
-            k
-            for k in shapes.keys() | tensors.keys()
-            if k not in shapes or k not in tensors or tensors[k].shape != shapes[k]
-        ]
+        """Take over what `tensors` gave. Raises ValueError when it came from the optimizer of another model."""
+        expected = {name: master.shape for name, master in self.master_copies().items()}
+        if any(name.endswith(".step") for name in tensors):
+            for i, master in enumerate(self.masters):
+                expected |= {f"{i}.step": torch.Size(), f"{i}.exp_avg": master.shape, f"{i}.exp_avg_sq": master.shape}
+        wrong = {name: tensor.shape for name, tensor in tensors.items()}.items() ^ expected.items()
         if wrong:
-            raise ValueError(f"not the optimizer of this model: {min(wrong)!r} is missing, extra or of another shape")
+            name = min(name for name, _ in wrong)
+            raise ValueError(f"not the optimizer of this model: {name!r} is missing, extra or of another shape")
         state: dict[int, dict[str, Tensor]] = {}
-        for key, value in tensors.items():
+        for key, tensor in tensors.items():
             i, name = key.split(".")
             if name == "master":
-                self.masters[int(i)].copy_(value)
+                self.masters[int(i)].copy_(tensor)
             else:
-                state.setdefault(int(i), {})[name] = value
+                state.setdefault(int(i), {})[name] = tensor
         self.adamw.load_state_dict({"state": state, "param_groups": self.adamw.state_dict()["param_groups"]})
 
 
 def learning_rate(step: int, progress: float, *, peak: float, warmup: int, schedule: str) -> float:
-    """Learning rate of optimizer step `step` (from 0) at `progress` (0 to 1) of the run: linear warm-up, then constant or a
-    cosine down to a tenth of the peak."""
+    """Learning rate of optimizer step `step` (from 0): a linear warm-up to the peak, then a schedule.
+
+    `constant` stays at the peak. `cosine` falls to a tenth of it while `progress` through the run goes from 0 to 1.
+    """
     if step < warmup:
         return peak * (step + 1) / warmup
     if schedule == "constant":

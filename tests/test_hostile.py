@@ -95,7 +95,7 @@ def test_csv_of_curves(cases, tmp_path):
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(config.Config):
     number: int = 1  # whole
     share: float = 0.5  # real
     name: str = "a"  # text

@@ -147,10 +147,10 @@ def test_a_stopped_run_saves_says_how_to_go_on_and_does(number, code, model_dir,
 
 
 def test_a_second_signal_ends_at_once():
-    with signals.stoppable() as asked:
-        assert asked() == 0
+    with signals.stoppable() as stop_signal:
+        assert stop_signal() == 0
         os.kill(os.getpid(), signal.SIGTERM)
-        assert asked() == signal.SIGTERM
+        assert stop_signal() == signal.SIGTERM
     code = """
 import os, signal, time
 from nanopcf.run import signals

@@ -1,121 +1,109 @@
-"""One flat frozen dataclass a script <-> the command line <-> TOML. Nothing clever.
+"""The settings of every command: one frozen dataclass, filled from the command line and from TOML files.
 
     @dataclass(frozen=True)
-    class Config:
-        lr: float = 1e-3  # peak learning rate
+    class SFTConfig(config.Config):
+        steps: Count = 300  # optimizer steps
 
-`parse(Config, doc)` makes `--lr` with that comment as its help. Flags override `--config FILE.toml`, which
-overrides the defaults. Unknown names are errors that list near matches. A bool is `--flag`; a field without a default
-is required.
+The comment is the help of `--steps`, and the type says which values are allowed. Flags override `--config FILE.toml`,
+which overrides the defaults. A field without a default is required, a bool is a flag that takes no value, and an
+`Argument` is written without its flag. A setting that is unknown, missing or not allowed is an error of one sentence.
 """
 
 import argparse
 import difflib
 import inspect
 import re
-import shutil
 import sys
 import tomllib
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import MISSING, fields
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar, get_args, get_origin
 
 T = TypeVar("T")
 
-
-class Parser(argparse.ArgumentParser):
-    """argparse, with near matches in its complaint about an unknown flag and one line instead of the whole usage."""
-
-    def error(self, message: str) -> None:
-        unknown = re.search(r"unrecognized arguments: (--[\w-]+)", message)
-        if unknown:
-            known = [o for a in self._actions for o in a.option_strings]
-            message = f"no flag {unknown[1]}" + near(unknown[1], known)
-        self.exit(2, f"error: {message} (see --help)\n")
+# ---- the types of fields ----
 
 
-class Help(argparse.RawDescriptionHelpFormatter):
-    """One line a flag where the terminal is wide enough."""
+class Rule(NamedTuple):
+    """What a value must be beyond its type, and the words that tell a user so."""
 
-    def __init__(self, prog: str) -> None:
-        width = min(130, shutil.get_terminal_size().columns)
-        super().__init__(prog, max_help_position=30, width=width)
+    holds: Callable[[Any], bool]
+    words: str
 
 
-def near(name: str, known: list[str]) -> str:
+# Every comparison with nan is false, so these rules refuse nan.
+Count = Annotated[int, Rule(lambda value: value >= 1, "must be at least 1")]
+Natural = Annotated[int, Rule(lambda value: value >= 0, "must be at least 0")]
+Positive = Annotated[float, Rule(lambda value: value > 0, "must be above 0")]
+NonNegative = Annotated[float, Rule(lambda value: value >= 0, "must be at least 0")]
+Share = Annotated[float, Rule(lambda value: 0 <= value <= 1, "is a share from 0 to 1")]
+Device = Literal["auto", "cpu", "cuda", "mps"]
+DType = Literal["auto", "float32", "bfloat16"]
+NOT_EMPTY = Rule(bool, "must not be empty")
+Argument = Annotated[str, NOT_EMPTY]
+
+
+def take_apart(kind: Any) -> tuple[type, tuple[Rule, ...]]:
+    """The plain type (bool, int, float or str) of a field, or of the items of a tuple, and its rules."""
+    if get_origin(kind) is tuple:
+        return take_apart(get_args(kind)[0])
+    if get_origin(kind) is Literal:
+        *most, last = words = get_args(kind)
+        return str, (Rule(words.__contains__, f"must be {', '.join(most)} or {last}"),)
+    return getattr(kind, "__origin__", kind), getattr(kind, "__metadata__", ())
+
+
+class Config:
+    """Base of every settings dataclass: each value is checked when one is made, from Python as from a command line."""
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = checked(field.name, getattr(self, field.name), field.type)
+            object.__setattr__(self, field.name, value)  # a frozen dataclass has no other way
+
+
+def checked(name: str, value: Any, kind: Any) -> Any:
+    """The value as its field keeps it: a list of TOML as a tuple, and 1 as 1.0 where a float is meant.
+
+    Raises TypeError when it is of another type, and ValueError when it breaks a rule.
+    """
+    base, rules = take_apart(kind)
+    if get_origin(kind) is tuple:
+        if not isinstance(value, (list, tuple)):
+            raise TypeError(f"{name} must be tuple[{base.__name__}, ...], got {value!r}")
+        return tuple(checked(name, item, get_args(kind)[0]) for item in value)
+    if base is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        value = float(value)
+    if type(value) is not base:
+        raise TypeError(f"{name} must be {base.__name__}, got {value!r}")
+    for rule in rules:
+        if not rule.holds(value):
+            raise ValueError(f"{flag(name)} {rule.words}, got {value!r}")
+    return value
+
+
+def one_of(c: Config, **tables: Collection[str]) -> None:
+    """Check that fields hold names of a table that is kept elsewhere: one_of(self, algo=RECIPES)."""
+    for name, known in tables.items():
+        value = getattr(c, name)
+        for item in value if isinstance(value, tuple) else (value,):
+            if item not in known:
+                raise ValueError(f"{flag(name)}: no {item!r}{near(item, known)}; there are {', '.join(known)}")
+
+
+def near(name: str, known: Collection[str]) -> str:
+    """The known names that an unknown one may have meant, to be added to a sentence about it."""
     matches = difflib.get_close_matches(name, known, n=2)
     return f"; did you mean {' or '.join(matches)}?" if matches else ""
 
 
-def field_help(cls: type) -> dict[str, str]:
-    """field name -> the comment at the end of its line in the source."""
-    return dict(re.findall(r"^    (\w+): .*?  # (.+)$", inspect.getsource(cls), re.MULTILINE))
-
-
-def from_dict(cls: type[T], values: dict[str, Any], source: str) -> T:
-    """cls(**values) with every name and type checked; `source` names where they came from. Raises ValueError."""
-    known = {f.name: f for f in fields(cls)}
-    for name, value in values.items():
-        if name not in known:
-            raise ValueError(f"{source}: no setting {name!r}{near(name, list(known))}")
-        if not _fits(value, known[name].type):
-            raise ValueError(f"{source}: {name} must be {_type_name(known[name].type)}, got {value!r}")
-    missing = [n for n, f in known.items() if n not in values and f.default is MISSING and f.default_factory is MISSING]
-    if missing:
-        raise ValueError(f"{source}: required: {', '.join(map(flag, missing))}")
-    # TOML has lists where we keep tuples, and writes 1 where 1.0 is meant
-    return cls(**{n: _convert(v, known[n].type) for n, v in values.items()})
-
-
-# ---- checks of a config's values, for its __post_init__; each raises ValueError naming the flag ----
-
-
-def at_least(low: int, c: object, names: str) -> None:
-    for name in names.split():
-        if not getattr(c, name) >= low:  # so that nan fails too
-            raise ValueError(f"{flag(name)} must be at least {low}, got {getattr(c, name)}")
-
-
-def above_zero(c: object, names: str) -> None:
-    for name in names.split():
-        if not getattr(c, name) > 0:
-            raise ValueError(f"{flag(name)} must be above 0, got {getattr(c, name)}")
-
-
-def one_of(c: object, **allowed: Collection[str]) -> None:
-    for name, values in allowed.items():
-        given = getattr(c, name)
-        for value in given if isinstance(given, tuple) else (given,):
-            if value not in values:
-                known = f"{near(value, list(values))}; there are {', '.join(values)}"
-                raise ValueError(f"{flag(name)}: no {value!r}{known}")
-
-
 def flag(name: str) -> str:
-    """The flag of a config's field."""
     return "--" + name.replace("_", "-")
 
 
-def _type_name(kind: Any) -> str:
-    return kind.__name__ if isinstance(kind, type) else str(kind)
-
-
-def _fits(value: Any, kind: Any) -> bool:
-    base = getattr(kind, "__origin__", None)
-    if base is tuple:
-        return isinstance(value, (list, tuple)) and all(_fits(v, kind.__args__[0]) for v in value)
-    if kind is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
-    if kind is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    return isinstance(value, bool if kind is bool else str)
-
-
-def _convert(value: Any, kind: Any) -> Any:
-    if getattr(kind, "__origin__", None) is tuple:
-        return tuple(_convert(v, kind.__args__[0]) for v in value)
-    return float(value) if kind is float else value
+# ---- from TOML and from the command line ----
 
 
 def read_toml(path: str | Path) -> dict[str, Any]:
@@ -127,37 +115,87 @@ def read_toml(path: str | Path) -> dict[str, Any]:
         raise ValueError(f"{path}: not valid TOML ({error})") from error
 
 
-def parse(cls: type[T], doc: str, argv: list[str] | None = None, *, presets: Path | None = None, preset: str = "") -> T:
-    """The command line as a config; the first paragraph of `doc` is the help's description. With `presets` (a folder), `--preset NAME` reads NAME.toml from it first."""
+def from_dict(cls: type[T], values: dict[str, Any], source: str) -> T:
+    """cls(**values). Raises ValueError; `source` tells the user where the values came from."""
+    known = {field.name: field for field in fields(cls)}
+    for name, value in values.items():
+        if name not in known:
+            raise ValueError(f"{source}: no setting {name!r}{near(name, known)}")
+        try:
+            checked(name, value, known[name].type)
+        except (TypeError, OverflowError) as error:  # the latter: an integer beyond the largest float
+            raise ValueError(f"{source}: {error}") from error
+    missing = [flag(name) for name, field in known.items() if field.default is MISSING and name not in values]
+    if missing:
+        raise ValueError(f"{source}: required: {', '.join(missing)}")
+    return cls(**values)
+
+
+def field_help(cls: type) -> dict[str, str]:
+    """Field name -> the comment at the end of its line in the source. Raises ValueError when there is none."""
+    comments = dict(re.findall(r"^    (\w+): .*?  # (.+)$", inspect.getsource(cls), re.MULTILINE))
+    for field in fields(cls):
+        if field.name not in comments:
+            raise ValueError(f"{cls.__name__}.{field.name} needs a comment at the end of its line: it is the help")
+    return comments
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with an error of one line, which names the flags that a misspelt one may have meant."""
+
+    def error(self, message: str) -> None:
+        unknown = re.search(r"unrecognized arguments: (--[\w-]+)", message)
+        if unknown:
+            known = [option for action in self._actions for option in action.option_strings]
+            message = f"no flag {unknown[1]}{near(unknown[1], known)}"
+        self.exit(2, f"error: {message} (see --help)\n")
+
+
+def make_parser(cls: type, doc: str) -> Parser:
+    """A parser with one flag per field. It knows no default: what is not given must not override a file."""
+    spec = sys.modules["__main__"].__spec__  # None when a script runs, and not a module
     parser = Parser(
-        description=doc.split("\n\n")[0], usage="%(prog)s [--flag VALUE ...]", formatter_class=Help, allow_abbrev=False
+        prog=f"python -m {spec.name.removesuffix('.__main__')}" if spec else None,
+        description=doc.split("\n\n")[0] + " Defaults are in brackets.",
+        formatter_class=partial(argparse.HelpFormatter, max_help_position=40),  # room for the longest flag
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
     )
     parser.add_argument("--config", metavar="FILE.toml", help="settings from a file; flags override it")
-    if presets is not None:
-        names = sorted(p.stem for p in presets.glob("*.toml"))
-        parser.add_argument(
-            "--preset", choices=names, default=preset, help=f"settings to start from (default {preset})"
-        )
-    comments = field_help(cls)
-    for f in fields(cls):
-        if presets is not None and f.name == "preset":
-            continue
-        kind = f.type
-        default = " (required)" if f.default is MISSING else f" (default {_show(f.default)})"
-        text = (comments[f.name] + (default if f.default not in ("", False) else "")).replace("%", "%%")
-        options: dict[str, Any] = dict(default=argparse.SUPPRESS, help=text)
-        if kind is bool:
-            parser.add_argument(flag(f.name), action="store_true", **options)
-        elif getattr(kind, "__origin__", None) is tuple:
-            parser.add_argument(flag(f.name), nargs="+", type=kind.__args__[0], metavar="X", **options)
+    comments, arguments = field_help(cls), ""
+    for field in fields(cls):
+        base, rules = take_apart(field.type)
+        name, metavar, text = flag(field.name), "N" if base is int else "X", comments[field.name]
+        if NOT_EMPTY in rules:
+            name, metavar = field.name, field.name.upper()
+            arguments += f" {metavar}"
+        default = "required" if field.default is MISSING else field.default
+        if default not in ("", False, ()):
+            text += f" [{' '.join(map(str, default)) if isinstance(default, tuple) else default}]"
+        options: dict[str, Any] = {"help": text.replace("%", "%%")}
+        if base is bool:
+            options["action"] = "store_true"
         else:
-            parser.add_argument(flag(f.name), type=kind, metavar=kind.__name__.upper(), **options)
-    given = vars(parser.parse_args(argv))
-    values: dict[str, Any] = {}
-    chosen = given.pop("preset", None)
-    if chosen:
-        values |= read_toml(presets / f"{chosen}.toml") | {"preset": chosen}
-    file = given.pop("config")
+            nargs = "+" if get_origin(field.type) is tuple else None
+            options |= {"type": base, "metavar": metavar, "nargs": nargs}
+        parser.add_argument(name, **options)
+    parser.usage = f"%(prog)s{arguments} [--flag VALUE ...]"
+    return parser
+
+
+def parse(cls: type[T], doc: str, argv: list[str] | None = None, *, presets: Path | None = None, preset: str = "") -> T:
+    """The settings that a command line gives; the first paragraph of `doc` is the description in --help.
+
+    With a folder of `presets` they start from the file there that --preset names, or else `preset`.
+    """
+    given = vars(make_parser(cls, doc).parse_args(argv))
+    file, values = given.pop("config", ""), {}
+    if presets is not None:
+        name = given.get("preset", preset)
+        known = sorted(path.stem for path in presets.glob("*.toml"))
+        if name not in known:
+            raise ValueError(f"--preset: no {name!r}{near(name, known)}; there are {', '.join(known)}")
+        values = read_toml(presets / f"{name}.toml") | {"preset": name}
     if file:
         values |= read_toml(file)
     return from_dict(cls, values | given, file or "command line")
@@ -169,12 +207,8 @@ def show_help(cls: type, doc: str, **options: Any) -> None:
         parse(cls, doc, **options)
 
 
-def _show(default: Any) -> str:
-    return " ".join(map(str, default)) if isinstance(default, tuple) else str(default)
-
-
-def run_cli(main, *arguments) -> None:
-    """Call main; an error that the user can mend is one sentence on stderr and exit code 2."""
+def run_cli(main: Callable, *arguments: Any) -> None:
+    """Call main(*arguments); an error that the user can mend is one sentence on stderr and exit code 2."""
     try:
         main(*arguments)
     except (ValueError, OSError) as error:

@@ -1,6 +1,6 @@
-"""Files written whole or not at all: under a temporary name, flushed to the disk, then renamed.
+"""Files that are written completely or not at all: under a temporary name, flushed to the disk, then renamed.
 
-A reader, or a run that is resumed, only ever sees whole files, whatever moment a kill or a power cut chose.
+So whoever reads a file sees a complete one, even after a kill or a power cut in the middle of writing.
 """
 
 import json
@@ -16,14 +16,14 @@ def write_text(path: Path, text: str) -> None:
 
 def write_bytes(path: Path, content: bytes) -> None:
     temporary = path.with_name(path.name + ".tmp")
-    temporary.unlink(missing_ok=True)  # it may be a link to a file elsewhere
+    temporary.unlink(missing_ok=True)  # it may be a link, and then writing would change a file elsewhere
     temporary.write_bytes(content)
     flush(temporary)
     os.replace(temporary, path)
 
 
 def flush(path: Path) -> None:
-    """Out of the system's buffers, so that a renamed file is a whole one after a power cut too."""
+    """Force a file out of the system's buffers. Without this a power cut could leave the new name with old content."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
 
@@ -33,11 +33,12 @@ def write_json(path: Path, value: object) -> None:
 
 
 def read_json(path: Path) -> dict:
+    """The JSON object in a file. Raises ValueError that names the file."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ValueError(f"{path}: can't be read ({error.strerror})") from error
-    except (ValueError, RecursionError) as error:  # the latter: nested too deep
+    except (ValueError, RecursionError) as error:  # the latter: brackets nested too deep
         raise ValueError(f"{path}: not valid JSON ({error})") from error
     if not isinstance(value, dict):
         raise ValueError(f"{path}: expected a JSON object")
@@ -45,7 +46,7 @@ def read_json(path: Path) -> dict:
 
 
 def write_folder(path: Path, write: Callable[[Path], None]) -> None:
-    """Fill a folder by write(folder), whole or not at all. An older one of the same name is replaced."""
+    """Make a folder whose files write(folder) writes. An older folder of the same name is replaced."""
     temporary = path.with_name(path.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
@@ -62,7 +63,10 @@ def write_folder(path: Path, write: Callable[[Path], None]) -> None:
 
 
 def set_aside(folder: Path) -> Path:
-    """Under another name, before it is removed: one that a kill leaves half removed must not pass for a whole one."""
+    """Rename a folder that is to be removed; returns its new name.
+
+    Removing takes time. If a kill interrupts it, the half-removed folder must not be taken for a complete one.
+    """
     older = folder.with_name(folder.name + ".old")
     shutil.rmtree(older, ignore_errors=True)
     if folder.exists():

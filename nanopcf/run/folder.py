@@ -1,7 +1,7 @@
-"""Run folders: config.json, metrics.jsonl, checkpoints/step-N/. One config each, locked while a process is at work.
+"""Run folders: config.json, metrics.jsonl, checkpoints/step-N/. Each holds one run, and is locked while a process works in it.
 
-The order of the data and the sampling are functions of (seed, step), so what a resumed run needs besides its weights is
-the optimizer's state and the step: no state of a random number generator.
+The order of the data and the sampling depend on (seed, step) alone. So besides its weights a resumed run needs the
+optimizer's state and the step, but no state of a random number generator.
 """
 
 import json
@@ -25,75 +25,76 @@ except ImportError:  # Windows
 
 @contextmanager
 def open_run(out: str | Path, config: object, resume: bool, *, free: tuple[str, ...] = ()) -> Iterator[Path]:
-    """Make or re-enter the run folder, and hold its lock. Fields named in `free` may differ on resume (device, threads ...).
+    """Make or re-enter a run folder, and lock it inside the block.
 
-    Raises ValueError when the folder holds a run and resume is off, holds a run of another config, or when another
-    process is at work in it.
+    A resumed run must have the same settings, except for the fields named in `free` (device, threads ...). Raises
+    ValueError when the folder holds a run and resume is off, when it holds a run with other settings, or when another
+    process works in it.
     """
     out = Path(out)
     if parallel.rank() > 0:
-        parallel.wait()  # rank 0 opens it
+        parallel.wait()  # rank 0 opens it for all
         yield out
         return
     with lock(out):
-        now = {k: v for k, v in json.loads(json.dumps(asdict(config))).items() if k not in ("resume", *free)}
+        # through JSON and back, so that tuples compare equal to the lists of config.json
+        settings = {k: v for k, v in json.loads(json.dumps(asdict(config))).items() if k not in ("resume", *free)}
         path = out / "config.json"
-        then = read_json(path) if path.exists() else now
-        if path.exists() and not resume:
-            raise ValueError(f"{out} already holds a run; continue it with --resume, or choose another --out")
-        for k in now:
-            if then.get(k) != now[k]:
-                raise ValueError(
-                    f"{out} holds a run of another config: {flag(k)} was {then.get(k)!r}, is {now[k]!r}; choose another --out"
-                )
         if not path.exists():
-            write_json(path, now)
+            write_json(path, settings)
+        elif not resume:
+            raise ValueError(f"{out} already holds a run; continue it with --resume, or choose another --out")
+        saved = read_json(path)
+        for k in settings:
+            if saved.get(k) != settings[k]:
+                was_and_is = f"{flag(k)} was {saved.get(k)!r}, is {settings[k]!r}"
+                raise ValueError(f"{out} holds a run of another config: {was_and_is}; choose another --out")
         parallel.wait()
         yield out
 
 
 @contextmanager
 def lock(out: Path) -> Iterator[None]:
-    """Keep other processes out of a run folder, made here if need be.
+    """Make a run folder if there is none, and keep other processes out of it inside the block.
 
-    The system lets go of a lock when its owner dies: none is ever stale.
-    Raises ValueError naming the process that is at work there, or when the folder holds something that is no run.
+    The operating system releases the lock when its owner dies, however that happens, so no old lock stays behind.
+    Raises ValueError with the process that works there, or when the folder holds something that is not a run.
     """
-    file = out / "lock"
-    if out.is_dir() and any(out.iterdir()) and not (file.exists() or (out / "config.json").exists()):
+    path = out / "lock"
+    if out.is_dir() and any(out.iterdir()) and not (path.exists() or (out / "config.json").exists()):
         raise ValueError(f"{out} is not empty and not a run folder; choose another --out")
     out.mkdir(parents=True, exist_ok=True)
     follow_no_link = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
-    with open(os.open(file, follow_no_link, 0o644), "r+", encoding="utf-8", errors="replace") as held:
+    with open(os.open(path, follow_no_link, 0o644), "r+", encoding="utf-8", errors="replace") as file:
         try:
             if fcntl is not None:
-                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            held.seek(0)
-            owner = held.read(200).strip() or "another process"
+            file.seek(0)
+            owner = file.read(200).strip() or "another process"
             raise ValueError(f"{out}: at work in it is {owner}; wait for its end, or choose another --out") from error
-        except OSError:  # a file system without locks
+        except OSError:  # a file system that has no locks
             pass
-        held.truncate(0)
-        held.write(f"process {os.getpid()} on {platform.node()}")
-        held.flush()
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {platform.node()}")
+        file.flush()
         yield
 
 
 class Metrics:
-    """Appends one JSON object a line to metrics.jsonl; on resume drops the lines of steps that will be run again."""
+    """Appends to metrics.jsonl, one JSON object per line. A resumed run first drops the lines of steps that it repeats."""
 
     def __init__(self, folder: Path, from_step: int) -> None:
         self.path = folder / "metrics.jsonl"
         if parallel.rank() > 0:
             return
-        there = read_metrics(self.path) if self.path.exists() else []
-        rows = [r for r in there if isinstance(r.get("step"), int) and r["step"] <= from_step]
-        write_text(self.path, "".join(json.dumps(r) + "\n" for r in rows))
+        rows = read_metrics(self.path) if self.path.exists() else []
+        kept = [row for row in rows if isinstance(row.get("step"), int) and row["step"] <= from_step]
+        write_text(self.path, "".join(json.dumps(row) + "\n" for row in kept))
 
     def rows(self, column: str) -> list[dict]:
-        """Those that hold the column, by step."""
-        return [r for r in read_metrics(self.path) if column in r]
+        """The rows that have this column, by step."""
+        return [row for row in read_metrics(self.path) if column in row]
 
     def log(self, **row: object) -> None:
         if parallel.rank() > 0:
@@ -103,7 +104,7 @@ class Metrics:
 
 
 def read_metrics(path: Path) -> list[dict]:
-    """Objects of a JSONL file that is written line by line, up to a line that isn't one: the last, cut off by a kill."""
+    """The JSON objects in a file that is written line by line. A kill may cut the last line, so the first bad one ends it."""
     rows = []
     for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
         try:
@@ -117,15 +118,18 @@ def read_metrics(path: Path) -> list[dict]:
 
 
 def checkpoints(out: Path) -> list[tuple[int, Path]]:
-    """(step, folder) of every whole checkpoint of a run, by step."""
-    found = [(int(p.name[5:]), p) for p in (out / "checkpoints").glob("step-*") if p.name[5:].isdigit()]
-    return sorted(found)
+    """(step, folder) of every complete checkpoint of a run, by step."""
+    steps = [(path.name.removeprefix("step-"), path) for path in (out / "checkpoints").glob("step-*")]
+    return sorted((int(step), path) for step, path in steps if step.isdigit())  # not step-3.tmp
 
 
 def prune(out: Path, keep: int, goodness: dict[int, float]) -> None:
-    """Remove all checkpoints of a run but the newest `keep` and the best of those whose goodness is known. keep=0: none."""
-    there = checkpoints(out)
-    best = max((step for step, _ in there if step in goodness), key=goodness.get, default=None)
-    for step, folder in there[:-keep] if keep else []:
+    """Remove the checkpoints of a run except the newest `keep` and the best one; with keep=0 remove none.
+
+    goodness: step -> a number, higher is better. A checkpoint without one cannot be the best.
+    """
+    saved = checkpoints(out)
+    best = max((step for step, _ in saved if step in goodness), key=goodness.get, default=None)
+    for step, folder in saved[:-keep] if keep else []:
         if step != best:
             shutil.rmtree(set_aside(folder))

@@ -1,4 +1,4 @@
-"""What a run says on stderr: where and with what it runs, and how far it is."""
+"""What a run prints on stderr: with what and where it runs, and how far it is."""
 
 import os
 import platform
@@ -14,18 +14,18 @@ from nanopcf.run import parallel
 
 
 def bar(start: int, end: int, total: int, label: str) -> tqdm:
-    """The steps from `start` to `end`, with a progress bar that says how far it is to `total`."""
+    """The steps from `start` up to `end`, with a progress bar that counts them out of `total`."""
     hidden = parallel.rank() > 0
     return tqdm(range(start, end), initial=start, total=total, desc=label, leave=False, mininterval=0.5, disable=hidden)
 
 
 def environment(device: torch.device) -> dict:
-    """What a number must be quoted with: command, versions, device, commit."""
+    """What a reader must know to repeat a number: command, versions, device and commit."""
     root = Path(__file__).resolve().parents[2]
     try:
         git = subprocess.run(["git", "-C", root, "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
         commit = git.stdout.strip() or "unknown"
-    except OSError:  # no git here
+    except OSError:  # git is not installed
         commit = "unknown"
     name = torch.cuda.get_device_name() if device.type == "cuda" else f"{platform.machine()}, {os.cpu_count()} cores"
     return {
@@ -37,7 +37,7 @@ def environment(device: torch.device) -> dict:
 
 
 def header(device: torch.device, threads: int, dtype: torch.dtype = torch.float32) -> str:
-    """The first line of a run's log."""
+    """The first lines of a run's log."""
     e = environment(device)
     versions = ", ".join(f"{name} {version}" for name, version in e["versions"].items())
     products = ", products by oneDNN" if ONEDNN and device.type == "cpu" else ""
@@ -46,5 +46,6 @@ def header(device: torch.device, threads: int, dtype: torch.dtype = torch.float3
 
 
 def announce(text: str) -> None:
+    """Print to stderr, once where there are several processes."""
     if parallel.rank() == 0:
         print(text, file=sys.stderr, flush=True)

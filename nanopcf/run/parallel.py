@@ -1,12 +1,14 @@
-"""Several processes, one run: `torchrun --nproc_per_node=N train_sft.py ...` (and train_rl.py), a GPU or some cores each.
+"""One run on several processes, each with a GPU or some cores: torchrun --nproc_per_node=N train_sft.py ... (or train_rl.py).
 
-Every process holds the whole model and works on its share of the rows; before an optimizer step the gradients are summed
-over the processes. The losses are sums divided by counts of the *whole* batch, so the sum is the gradient that one
-process would have had, up to rounding, and no process needs to know how the work was cut. Rank 0 alone writes and speaks.
+Every process holds the whole model and works on its share of the rows. Before an optimizer step the gradients are summed
+over the processes. Losses are sums, divided by counts of the *whole* batch. So the summed gradient is the one that a
+single process would have computed, up to rounding, and no process needs to know how the work was divided. Only the
+process of rank 0 writes files and prints.
 
-Plain torch.distributed (NCCL on GPUs, gloo on CPUs). DDP's wrapper does the same sum overlapped with the backward pass,
-but it wraps `forward`, and here the head stands outside of it, fused with the loss. Left out: sharded weights (FSDP); a
-model that doesn't fit one GPU with its optimizer (18 bytes a parameter) is a case for the frameworks that the README names.
+This is plain torch.distributed (NCCL on GPUs, gloo on CPUs). PyTorch's DistributedDataParallel would take the same sum
+while the backward pass still runs. It is not used because it wraps `forward`, and here the head is outside of `forward`,
+fused with the loss. Left out: sharded weights (FSDP). A model whose weights and optimizer do not fit on one GPU (18 bytes
+per parameter) needs one of the frameworks that the README names.
 """
 
 import atexit
@@ -18,7 +20,7 @@ import torch.distributed as dist
 
 
 def start(device: torch.device) -> torch.device:
-    """Join the other processes when torchrun started this one; returns the device, on CUDA this process's own."""
+    """Join the other processes, if torchrun started this one. Returns the device; with CUDA this process's own."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
         return device
     if device.type == "cuda":
@@ -30,29 +32,31 @@ def start(device: torch.device) -> torch.device:
 
 
 def rank() -> int:
+    """This process's number, from 0."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def world() -> int:
+    """The number of processes."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def wait() -> None:
-    """Until every process is here: after rank 0 has written what the others read."""
+    """Wait until every process has come here, for example until rank 0 has written what the others read."""
     if world() > 1:
         dist.barrier()
 
 
 def share(items: Sequence) -> Sequence:
-    """This process's part of a list, or of a tensor's first dimension, that all of them hold: every world()-th item."""
+    """This process's share of a list that all processes hold, or of a tensor's first dimension: every world()-th item."""
     return items[rank() :: world()]
 
 
 def total(tensors: list[torch.Tensor]) -> None:
-    """Sum each tensor over the processes, in place."""
+    """Replace each tensor by its sum over the processes."""
     if world() > 1:
-        for t in tensors:
-            dist.all_reduce(t)
+        for tensor in tensors:
+            dist.all_reduce(tensor)
 
 
 def summed(value: float) -> float:
@@ -63,9 +67,9 @@ def summed(value: float) -> float:
 
 
 def gathered(items: list) -> list:
-    """The inverse of `share`: each process gives its part, all get the whole list in its order."""
+    """The inverse of `share`: each process gives its share, and all get the whole list in its original order."""
     if world() == 1:
         return items
-    parts: list = [None] * world()
-    dist.all_gather_object(parts, items)
-    return [parts[i % world()][i // world()] for i in range(sum(map(len, parts)))]
+    shares: list = [None] * world()
+    dist.all_gather_object(shares, items)
+    return [shares[i % world()][i // world()] for i in range(sum(map(len, shares)))]

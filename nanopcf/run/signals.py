@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: the first is noted, so that a loop can save and leave; a second one ends the process at once."""
+"""Ctrl-C and SIGTERM: after the first one a run saves and ends; a second one ends the process at once, unsaved."""
 
 import math
 import multiprocessing
@@ -15,10 +15,13 @@ from nanopcf.run.log import announce
 
 
 class SecondSignal:
-    """Called in a handler: is this the second signal? One at the heels of the first (0.1 s) is the first again:
-    `timeout` and schedulers send theirs to a process and once more to its group."""
+    """Called by a handler for every signal: is this the second one?
 
-    first = math.inf
+    Signals within 0.1 s of the first count as the same one, because `timeout` and batch schedulers send theirs twice,
+    to the process and to its group.
+    """
+
+    first = math.inf  # when it came
 
     def __call__(self) -> bool:
         self.first = min(self.first, time.monotonic())
@@ -27,9 +30,12 @@ class SecondSignal:
 
 @contextmanager
 def handling(handler: Callable[[int, object], None], *numbers: int) -> Iterator[None]:
-    """handler(number, frame) for these signals inside the block; nothing outside the main thread, which alone gets them."""
+    """Call handler(number, frame) for these signals inside the block.
+
+    Python delivers signals to the main thread only, so in any other thread this does nothing.
+    """
     in_main = threading.current_thread() is threading.main_thread()
-    before = {n: signal.signal(n, handler) for n in numbers if in_main}
+    before = {number: signal.signal(number, handler) for number in numbers if in_main}
     try:
         yield
     finally:
@@ -39,32 +45,35 @@ def handling(handler: Callable[[int, object], None], *numbers: int) -> Iterator[
 
 @contextmanager
 def stoppable() -> Iterator[Callable[[], int]]:
-    """The first SIGINT or SIGTERM is only noted, so that a loop can save and leave; a second one ends the process at once.
+    """Note SIGINT and SIGTERM instead of ending, so that a loop can save first: `with stoppable() as stop_signal:`.
 
-    Yields asked() -> the number of the signal, or 0 (of any process, where there are several).
+    stop_signal() is the number of the signal that came, or 0. With several processes it is the same in all of them,
+    whichever got the signal.
     """
     noted: list[int] = []
-    again = SecondSignal()
-    # in a worker of a pipeline the parent decides when to end at once
-    worker = multiprocessing.parent_process() is not None
+    is_second = SecondSignal()
+    # A worker of a pipeline always saves; its parent kills it when a second signal comes.
+    is_worker = multiprocessing.parent_process() is not None
 
     def note(number: int, _frame: object) -> None:
-        if again() and not worker:
+        if is_second() and not is_worker:
             os._exit(128 + number)
         if not noted:
             noted.append(number)
             announce("\nstopping after this step; once more to stop at once, unsaved")
 
-    # Ctrl-C is passed on to a worker as SIGTERM
-    with handling(note, signal.SIGTERM, *([] if worker else [signal.SIGINT])):
-        yield lambda: max(parallel.gathered([noted[0] if noted else 0]))
-    if worker and noted:  # it came too late for the loop: the worker is to end all the same
+    def stop_signal() -> int:
+        return max(parallel.gathered([noted[0] if noted else 0]))
+
+    # Ctrl-C reaches the workers too, but they ignore it: their parent passes it on as SIGTERM.
+    with handling(note, signal.SIGTERM, *([] if is_worker else [signal.SIGINT])):
+        yield stop_signal
+    if is_worker and noted:  # the signal came after the loop's last look at it; the worker must end all the same
         raise SystemExit(128 + noted[0])
 
 
 def leave(out: Path, step: int, number: int) -> None:
-    """The end of an interrupted run, after its checkpoint. Raises SystemExit(128 + number): 130 or 143."""
-    announce(
-        f"{out}: stopped by {signal.Signals(number).name} after step {step}, saved; the same command with --resume goes on"
-    )
+    """End an interrupted run, after its checkpoint. Raises SystemExit(128 + number), which is 130 or 143."""
+    name = signal.Signals(number).name
+    announce(f"{out}: stopped by {name} after step {step}, saved; the same command with --resume goes on")
     raise SystemExit(128 + number)
