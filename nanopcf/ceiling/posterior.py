@@ -51,26 +51,27 @@ def posterior(x: np.ndarray, y: np.ndarray, p_sft: float, max_score: float) -> t
     c_range = x[x > 0][0] / C_REACH, C_REACH * x[-1]
     x, y = np.append(0.0, x), np.append(p_sft, y)  # (n,): P_sft is one measurement of the start like any other
     cells = fit_cells(x, y, *grid(c_range, B_RANGE, GRID))
-    # Inverse gamma: `alpha` after the curve (one point pays for the start); `beta` before it, as the error differs.
+    # Given a law with its squared error, sigma^2 is inverse gamma with alpha and beta + error / 2. (The start, of which
+    # nothing was known before, takes one of the n points.)
     alpha = SIGMA_POINTS / 2 + (len(x) - 1) / 2
     beta = SIGMA_POINTS / 2 * max(noise_sd(y), 2e-3 * max_score) ** 2
 
-    # 1. Every cell at its own best ceiling: cells e^12 times less likely than the best one are dropped, and the
-    #    others show where A_post can lie.
+    # Every cell at its own best ceiling: cells e^12 times less probable than the best one are dropped, and the others
+    # show where A_post can lie.
     lowest = max(0.0, min(p_sft, np.median(y)) - 0.03 * max_score)
     a = np.clip(cells.error_1 / (cells.error_2 + 1e-12), lowest, max_score)  # (M,)
     log_p, error, _ = weigh(cells, a, alpha, beta, max_score)
-    reach = 4 * np.sqrt((beta + error / 2) / alpha / (cells.error_2 + 1e-12))  # (M,): 4 sd of A_post in the cell
+    reach = 4 * np.sqrt((beta + error / 2) / alpha / (cells.error_2 + 1e-12))  # (M,) 4 sd of A_post in the cell
     likely = log_p > log_p.max() - 12
     a_range = max(lowest, (a - reach)[likely].min()), min(max_score, (a + reach)[likely].max())
     cells = Cells(*(values[likely] for values in cells))
 
-    # 2. The cells that are left, at J ceilings.
+    # The cells that are left, at J ceilings.
     a = np.linspace(*a_range, CEILINGS)  # (J,)
     log_p, error, start = weigh(cells, a[:, None], alpha, beta, max_score)  # (J, M)
     probability = np.exp(log_p - log_p.max())
 
-    # 3. The sum over the cells is the probability of each ceiling: its mode and the interval.
+    # The sum over the cells is the probability of each ceiling: its mode and the interval.
     marginal = probability.sum(1)  # (J,)
     below = np.append(0, np.cumsum((marginal[1:] + marginal[:-1]) / 2))  # trapezoids up to each ceiling
     low, high = np.interp([TAIL, 1 - TAIL], below / below[-1], a)
@@ -78,7 +79,7 @@ def posterior(x: np.ndarray, y: np.ndarray, p_sft: float, max_score: float) -> t
     i = int(probability[j].argmax())
     law = Law(float(start[j, i]), float(a[j]), float(cells.c_mid[i]), float(cells.b[i]))
 
-    # 4. Draws at even steps of the cumulative probability, and for each a sigma from its inverse gamma.
+    # Draws at even steps of the cumulative probability, and for each a sigma from its inverse gamma distribution.
     total = np.cumsum(probability.ravel())
     drawn = np.searchsorted(total, (np.arange(DRAWS) + 0.5) / DRAWS * total[-1])
     j, i = np.unravel_index(drawn, probability.shape)  # (R,)
@@ -94,13 +95,14 @@ def fit_cells(x: np.ndarray, y: np.ndarray, c_mid: np.ndarray, b: np.ndarray) ->
     distance = np.abs(x[:, None] - x) / x[-1]  # (n, n)
     parts = []
     for tau, ell in NOISE:
-        # Divided by the Cholesky factor of its covariance the noise is white, and plain squared errors count.
+        # Solving with the Cholesky factor of the covariance turns the noise white: then plain squared errors count.
         factor = np.linalg.cholesky(np.eye(n) + tau**2 * np.exp(-distance / ell))
         white = np.linalg.solve(factor, columns)
-        # The law is s h + a g with h = 1 - g; five inner products, each (K,), hold the squared error to the scores u.
+        # The law is s h + a g with h = 1 - g, and the error |u - s h - a g|^2 is least for s = (hu - a gh) / hh, where
+        # two letters are an inner product. Put back, it is the quadratic in a that a cell holds.
         u, g = white[:, 0], white[:, 2:].T  # (n,), (K, n)
         h = white[:, 1] - g  # (K, n)
-        gg, gh, hh, gu, hu = (g * g).sum(1), (g * h).sum(1), (h * h).sum(1), g @ u, h @ u
+        gg, gh, hh, gu, hu = (g * g).sum(1), (g * h).sum(1), (h * h).sum(1), g @ u, h @ u  # (K,)
         starts = hu / hh, gh / hh
         errors = u @ u - hu**2 / hh, gu - gh * hu / hh, gg - gh**2 / hh
         log_det = np.log(np.diag(factor)).sum() + np.log(hh) / 2
@@ -117,6 +119,7 @@ def weigh(
     # The gain cannot be negative: where it would be, the start comes down to a, and the curve is flat.
     above = np.maximum(start - a, 0)
     start, error = start - above, error + cells.hh * above**2
+    # The likelihood, with sigma and the start integrated out; then the prior of the gain and of B.
     log_p = -alpha * np.log(beta + error / 2) - cells.log_det
     log_p -= (a - start) / (GAIN * max_score) + (np.log(cells.b / B_TYPICAL) / B_SPREAD) ** 2 / 2
     return log_p, error, start
