@@ -1,37 +1,35 @@
 """How high can this RL run go, how sure is that, and how much plasticity is left? (Eqs. 1-4 and Appendix F.)
 
-From points (RL compute x_i, score y_i) and P_sft, the score where RL starts, fit the RL scaling law
+Given points (RL compute x_i, score y_i) and P_sft, the score where RL starts, fit the scaling law of RL:
 
-    P_post(x) = s + (A_post - s) g(x),    g(x) = 1 / (1 + (x / C_mid)^-B),    s = P_sft + epsilon      (2)
-    A_post = limit of P_post (3);    PL_rl = A_post - P_sft (4)
+    P_post(x) = s + (A_post - s) g(x),    g(x) = 1 / (1 + (x / C_mid)^-B),    s = P_sft + epsilon          (1, 2)
+    the ceiling A_post = the limit of P_post (3);    the plasticity PL_rl = A_post - P_sft                  (4)
 
-**Why not just least squares?** A curve that is still rising fits a ceiling of 80 as well as one of 100, and the noise
-of a training run is no coin toss a point: the policy drifts, so neighbours err together, and an error bar that takes
-them for independent is far too short. So `fit` asks which ceilings the data allow, under noise that has both parts:
+**Why least squares is not enough.** It gives one ceiling and no doubt, but a curve that still rises fits a ceiling of 80
+about as well as one of 100. And the usual error bars take every score for an independent measurement, while the policy
+drifts during training, so that neighbouring scores err together: such error bars are far too short. So `fit` asks how
+probable each ceiling is, with noise that has both parts:
 
-    y = P_post(x) + drift(x) + noise,   cov = sigma^2 (1[i=j] + tau^2 exp(-|x_i - x_j| / ell))
+    y = P_post(x) + drift(x) + error,    covariance = sigma^2 (1[i=j] + tau^2 exp(-|x_i - x_j| / ell))
 
-For fixed (C_mid, B, tau, ell) the law is linear in s and A_post, so a grid over those four is all the search there is
-(variable projection): for each cell and each A_post the best s and the squared error are closed forms. Adding a prior
-and integrating sigma out gives every cell a probability. No starting guess, no local minimum, no random step:
+**The prior** says what is likely before the curve is seen, and is the same for all curves: a gain of some 10 points, B
+around 1.2, C_mid of any size between a third of the first compute and 3 times the last, drift from none to twice sigma.
 
-    1. a fall for good (a collapse) is cut off                                               `collapse_point`
-    2. outliers are rejected: modified Z-scores, then Least Trimmed Squares (Appendix F)     `robust_points`
-    3. the posterior over (A_post; C_mid, B, tau, ell; s)                                    `posterior`
-    4. a_post is its mode in A_post. The interval is its middle 85 %, which covers 90 % of true ceilings over simulated noise
-       from white to drift of 1.5 sd (the prior allows for drift, so the plain 90 % covers too much of white noise). The verdict:
+**The four steps** of `fit`:
 
-    saturated       with 95 % probability less than 4 points (of 100) are left to gain: the ceiling is identified
-    still rising    it isn't: only the interval's low end means something
-    collapsed       fell far below its best and stayed there: a_post is the best smoothed score before that
-    not sigmoidal   residuals that neither noise nor drift explains: a_post is the best smoothed score
+1. Cut off a collapse: a final stretch far below the best score says nothing about the ceiling (`collapse_point`).
+2. Reject outliers: modified Z-scores, then Least Trimmed Squares, as in Appendix F (`robust_points`).
+3. Compute the probability of every law on a grid (`posterior`): no starting guess, no local minimum, no random search.
+4. Take the most probable A_post, an interval around it, and a verdict:
 
-The prior, one for all curves: B log-normal around 1.2 (sd 0.5), C_mid log-uniform from a third of the first to 3 times
-the last compute, gains exponential with mean 10 points, B in [0.4, 4], A_post at most the score's maximum.
-docs/ceiling.md has what it does on the paper's curves and on simulated ones with known ceilings, beside the published
-procedure (`fit_paper`) and a bootstrap (`bootstrap`). Run:
+    saturated       with 95 % probability less than 4 points of 100 are left to gain: the curve identifies the ceiling
+    still rising    it does not: only the low end of the interval means something
+    collapsed       the score fell far below its best and stayed there: a_post is the best smoothed score before that
+    not sigmoidal   neither noise nor drift explains the residuals: a_post is the best smoothed score
 
-    python -m nanopcf.ceiling CURVES.csv [--json OUT.json] [--plot OUT.png] [--holdout]
+The interval is the middle 85 % of the posterior, because that holds 90 % of the true ceilings of simulated curves:
+docs/ceiling.md shows it, and what `fit` says about the paper's own curves. `published` has the paper's procedure and a
+bootstrap to compare with. `python -m nanopcf.ceiling CURVES.csv` fits a file of curves.
 """
 
 from dataclasses import dataclass, field
@@ -39,12 +37,14 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import ArrayLike
 
-from nanopcf.ceiling.law import law_at
-from nanopcf.ceiling.posterior import Draws, posterior
+from nanopcf.ceiling.checks import checked_max_score
+from nanopcf.ceiling.draws import Draws
+from nanopcf.ceiling.law import Law, law_at
+from nanopcf.ceiling.posterior import posterior
 from nanopcf.ceiling.robust import best_smoothed, collapse_point, misfit, robust_points
 
-HOLDOUT = 0.29  # the last share of the points, for rmse_heldout: the paper's split
-LEFT = 0.04  # saturated: less than this left to gain, as a fraction of max_score
+HOLDOUT = 0.29  # the last share of the points, for rmse_heldout; the paper's split
+LEFT = 0.04  # saturated: less than this is left to gain, as a fraction of max_score
 
 
 @dataclass(frozen=True)
@@ -53,102 +53,94 @@ class CeilingFit:
     pl_rl: float  # a_post - p_sft
     c_mid: float  # compute at half of the gain, in the unit of x
     b: float
-    epsilon: float  # start of the law above P_sft; P_sft is one measurement of the start like any other
-    interval: tuple[float, float]  # 90 %, for a_post
+    epsilon: float  # the start of the law above P_sft, which is itself only a measurement
+    interval: tuple[float, float]  # 90 %, of a_post
     p_sft: float
-    rmse_fit: float  # of the law on the kept points
-    rmse_heldout: float | None  # fit on the first 71 % of the points, error on the others; None if too few
+    rmse_fit: float  # of the law, on the kept points
+    rmse_heldout: float | None  # of a fit to the first 71 % of the points, on the others; None if too few
     status: str  # saturated | still rising | collapsed | not sigmoidal
-    kept: np.ndarray  # (n,) bool: the points the fit uses
+    kept: np.ndarray  # (n,) bool: the points that the fit uses
     max_score: float
-    law: tuple[float, float, float, float] = field(repr=False)  # start, A_post, C_mid, B of the drawn curve
-    draws: Draws | None = field(repr=False)  # None from `fit_paper`
+    law: Law = field(repr=False)  # the most probable one
+    draws: Draws | None = field(repr=False)  # R equally probable laws; None from `fit_paper`
 
     @property
     def pl_interval(self) -> tuple[float, float]:
-        """90 %, for the plasticity above the measured P_sft."""
+        """90 %, of the plasticity above the measured P_sft."""
         return self.interval[0] - self.p_sft, self.interval[1] - self.p_sft
 
     def predict(self, x: ArrayLike) -> np.ndarray:
-        """The fitted law at compute x."""
+        """The fitted law at compute x (m,): (m,)."""
         return law_at(np.asarray(x, float), self.law)
 
     def band(self, x: ArrayLike, level: float = 0.90) -> np.ndarray:
-        """Low and high end (2, len(x)) of the law at compute x."""
+        """Between which scores the law lies at compute x (m,): (2, m), the low and the high end."""
         tail = (1 - level) / 2
         return np.quantile(self.draws.law(np.asarray(x, float)), [tail, 1 - tail], axis=0)
 
     def stop_at(self, gain: float | None = None) -> float | None:
-        """The first compute after which the expected further gain is below `gain` (default: a hundredth of max_score).
+        """The first compute after which less than `gain` is expected (default: a hundredth of max_score).
 
-        None if that lies beyond 10 times the compute spent: no curve says so much.
+        None if that lies beyond 10 times the compute spent: no curve can say that much.
         """
-        x = self.draws.x
-        x = np.geomspace(x[x > 0][0], 10 * x[-1], 400)
-        left = (self.draws.a_post[:, None] - self.draws.law(x)).mean(0)
-        below = np.flatnonzero(left < (0.01 * self.max_score if gain is None else gain))
-        return float(x[below[0]]) if len(below) else None
+        spent = self.draws.x
+        x = np.geomspace(spent[spent > 0][0], 10 * spent[-1], 400)
+        left = (self.draws.a_post[:, None] - self.draws.law(x)).mean(0)  # (400,)
+        enough = np.flatnonzero(left < (0.01 * self.max_score if gain is None else gain))
+        return float(x[enough[0]]) if len(enough) else None
 
 
 def fit(x: ArrayLike, y: ArrayLike, p_sft: float, *, max_score: float | None = None, robust: bool = True) -> CeilingFit:
-    """Fits Eq. 2 to scores y at increasing RL compute x (0 allowed) and judges if the ceiling is identified.
+    """Fits Eq. 2 to scores y (n,) at increasing RL compute x (n,), and judges whether the ceiling is identified.
 
-    max_score: 1 or 100; by default 1 if no score is above 1. robust: the stages of Appendix F. Raises ValueError.
+    x may start at 0. max_score: 1 or 100; by default 1 if no score is above 1. robust=False skips step 2. Raises
+    ValueError for what cannot be a curve.
     """
     x, y, p_sft = np.asarray(x, float), np.asarray(y, float), float(p_sft)
-    cap = checked_max_score(x, y, p_sft, max_score)
-    end = collapse_point(y, p_sft, cap)  # the points from here on are the collapse
-    before = np.arange(len(x)) < (end if end >= 4 else len(x))  # it fell at once: show the whole curve
-    kept = robust_points(x, y, p_sft, cap, before) if robust else before
-    interval, law, draws = posterior(x[kept], y[kept], p_sft, cap)
+    max_score = checked_max_score(x, y, p_sft, max_score)
 
-    a_post, misses = law[1], (y - law_at(x, law))[kept]
-    left = np.quantile(draws.a_post - draws.law(x[kept][-1:])[:, 0], 0.95)
-    status = "saturated" if left < LEFT * cap else "still rising"
-    if end < len(x) or misfit(misses, cap):
+    # 1. Only points before a collapse are allowed, unless hardly any are left: then the whole curve is shown.
+    end = collapse_point(y, p_sft, max_score)
+    allowed = np.arange(len(x)) < (end if end >= 4 else len(x))  # (n,) bool
+    # 2. and 3.
+    kept = robust_points(x, y, p_sft, max_score, allowed) if robust else allowed  # (n,) bool
+    interval, law, draws = posterior(x[kept], y[kept], p_sft, max_score)
+    residuals = (y - law_at(x, law))[kept]
+
+    # 4. The verdict. A curve that is no sigmoid has no fitted ceiling: the best that it reached stands for it.
+    if end < len(x) or misfit(residuals, max_score):
         status = "collapsed" if end < len(x) else "not sigmoidal"
         a_post = best_smoothed(y[:end], p_sft)
         interval = min(interval[0], a_post), max(interval[1], a_post)
-
-    heldout, first = None, len(x) - round(HOLDOUT * len(x))
-    if 4 <= first < len(x):
-        early = np.ones(first, bool)
-        early = robust_points(x[:first], y[:first], p_sft, cap, early) if robust else early
-        forecast = posterior(x[:first][early], y[:first][early], p_sft, cap)[2].scores(x[first:])
-        heldout = float(np.sqrt(np.mean((y[first:] - np.median(forecast, 0)) ** 2)))
+    else:
+        left = np.quantile(draws.a_post - draws.law(x[kept][-1:])[:, 0], 0.95)
+        status = "saturated" if left < LEFT * max_score else "still rising"
+        a_post = law.a_post
     return CeilingFit(
-        a_post,
-        a_post - p_sft,
-        law[2],
-        law[3],
-        max(0.0, law[0] - p_sft),
-        interval,
-        p_sft,
-        float(np.sqrt(np.mean(misses**2))),
-        heldout,
-        status,
-        kept,
-        cap,
-        law,
-        draws,
+        a_post=a_post,
+        pl_rl=a_post - p_sft,
+        c_mid=law.c_mid,
+        b=law.b,
+        epsilon=max(0.0, law.start - p_sft),
+        interval=interval,
+        p_sft=p_sft,
+        rmse_fit=float(np.sqrt(np.mean(residuals**2))),
+        rmse_heldout=forecast_error(x, y, p_sft, max_score, robust),
+        status=status,
+        kept=kept,
+        max_score=max_score,
+        law=law,
+        draws=draws,
     )
 
 
-def checked_max_score(x: np.ndarray, y: np.ndarray, p_sft: float, max_score: float | None) -> float:
-    """The scale of the scores, 1 or 100. Raises ValueError for what can't be fitted."""
-    if x.ndim != 1 or x.shape != y.shape:
-        raise ValueError(f"x and y must be lists of one length, got shapes {x.shape} and {y.shape}")
-    if len(x) < 4:
-        raise ValueError(f"{len(x)} points can't hold three parameters: need at least 4")
-    if not (np.isfinite(x).all() and np.isfinite(y).all() and np.isfinite(p_sft)):
-        raise ValueError("compute, scores and P_sft must be finite numbers")
-    if x[0] < 0 or (np.diff(x) <= 0).any():
-        raise ValueError("compute must start at 0 or above and strictly increase")
-    scores = np.append(y, p_sft)
-    cap = max_score if max_score is not None else (1.0 if scores.max() <= 1 else 100.0)
-    if scores.min() < 0 or scores.max() > cap:
-        raise ValueError(f"scores must lie in [0, {cap:g}], got {scores.min():g} to {scores.max():g}")
-    small, large = scores[(scores > 0) & (scores <= 1)], scores[scores > 1]
-    if cap == 100 and len(small) and len(large) and (100 * small > 0.5 * large.min()).any():
-        raise ValueError(f"a score of {small.max():g} beside {large.min():g}: fractions mixed with percentages?")
-    return float(cap)
+def forecast_error(x: np.ndarray, y: np.ndarray, p_sft: float, max_score: float, robust: bool) -> float | None:
+    """The root mean squared error of a forecast of the last 29 % of the points, from a fit to those before."""
+    n = len(x) - round(HOLDOUT * len(x))
+    if not 4 <= n < len(x):
+        return None
+    seen_x, seen_y, kept = x[:n], y[:n], np.ones(n, bool)
+    if robust:
+        kept = robust_points(seen_x, seen_y, p_sft, max_score, kept)
+    _, _, draws = posterior(seen_x[kept], seen_y[kept], p_sft, max_score)
+    return float(np.sqrt(np.mean((y[n:] - np.median(draws.scores(x[n:]), 0)) ** 2)))

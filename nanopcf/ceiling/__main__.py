@@ -1,4 +1,4 @@
-"""python -m nanopcf.ceiling CURVES.csv: see `curves`."""
+"""python -m nanopcf.ceiling CURVES.csv: the command line in `curves`."""
 
 import sys
 

@@ -1,120 +1,125 @@
-"""How sure is the ceiling? The posterior on a grid."""
+"""How sure is the ceiling? The probability of every law, given the curve: a grid and formulas, no random search.
 
-from dataclasses import dataclass
+The noise of scores i and j has covariance sigma^2 (1[i = j] + tau^2 exp(-|x_i - x_j| / ell)): an error of each score
+alone, and a drift of the policy that neighbours share over a compute of ell. A cell of the grid fixes C_mid, B, tau and
+ell. In a cell the law is linear in its start s and its ceiling a, and the squared error is a quadratic in both: the
+integrals over s and over sigma are formulas, and each cell gives each ceiling a probability.
+"""
+
+from typing import NamedTuple
 
 import numpy as np
 
-from nanopcf.ceiling.law import B_RANGE, grid, shape
+from nanopcf.ceiling.draws import Draws
+from nanopcf.ceiling.law import B_RANGE, Law, grid, shape
 from nanopcf.ceiling.robust import noise_sd
 
-B_TYPICAL = 1.2
-C_REACH = 3.0  # C_mid up to this many times the last compute
-GAIN = 0.10  # prior mean of A_post - s, as a fraction of max_score
-NOISE = [(0, 1.0), (0.5, 0.1), (1, 0.1), (2, 0.1), (0.5, 0.4), (1, 0.4), (2, 0.4)]  # (tau, ell / last x)
-TAIL = 0.075  # posterior beyond each end of the interval: the value that covers 90 % of simulated ceilings
+# ---- the prior and the grid, the same for all curves ----
+
+GAIN = 0.10  # A_post - s: exponential with this mean, as a fraction of max_score
+B_TYPICAL, B_SPREAD = 1.2, 0.5  # B: log-normal around 1.2, with this standard deviation of log B
+C_REACH = 3.0  # C_mid: log-uniform from a third of the first compute to 3 times the last
+GRID = (36, 12)  # how many values of C_mid and of B
+NOISE = [(0, 1.0), (0.5, 0.1), (1, 0.1), (2, 0.1), (0.5, 0.4), (1, 0.4), (2, 0.4)]  # (tau, ell / last compute)
+SIGMA_POINTS = 8  # sigma^2: inverse gamma, worth so many points with the noise seen between neighbours
+CEILINGS = 121  # how many values of A_post
+TAIL = 0.075  # the probability beyond each end of the interval; so 90 % of simulated ceilings lie inside
 DRAWS = 800
 
 
-@dataclass(frozen=True)
-class Draws:
-    """R equally likely laws, and the noise around them; a_post, start, c_mid, b, tau, ell, sigma: (R,)."""
+class Cells(NamedTuple):
+    """M cells of the grid, each array (M,), and in each what the curve says about a ceiling a:
 
-    a_post: np.ndarray
-    start: np.ndarray
+    best start = start_0 - a start_1,    squared error there = error_0 - 2 a error_1 + a^2 error_2
+    """
+
     c_mid: np.ndarray
     b: np.ndarray
     tau: np.ndarray
     ell: np.ndarray
-    sigma: np.ndarray
-    x: np.ndarray  # (n,) the points they were fitted to, P_sft at 0 first
-    y: np.ndarray
-
-    def law(self, x: np.ndarray) -> np.ndarray:
-        """P_post at compute x: (R, len(x))."""
-        return self.start[:, None] + (self.a_post - self.start)[:, None] * shape(x, self.c_mid, self.b)
-
-    def scores(self, x: np.ndarray) -> np.ndarray:
-        """What an evaluation at compute x would give, drift and noise included: (R, len(x))."""
-        rng, n = np.random.default_rng(0), len(self.x)
-        points = np.concatenate([self.x, x])
-        apart = np.abs(points[:, None] - points)
-        misses, scores = self.y - self.law(self.x), self.law(x)
-        for tau, ell in {*zip(self.tau, self.ell, strict=True)}:
-            mine = (self.tau == tau) & (self.ell == ell)
-            cov = np.eye(len(points)) + tau**2 * np.exp(-apart / ell)
-            # drift carried on from the misses, (n, len(x))
-            weights = np.linalg.solve(cov[:n, :n], cov[:n, n:])
-            left = cov[n:, n:] - cov[n:, :n] @ weights
-            noise = rng.normal(size=(mine.sum(), len(x))) @ np.linalg.cholesky(left).T
-            scores[mine] += misses[mine] @ weights + self.sigma[mine, None] * noise
-        return scores
+    start_0: np.ndarray
+    start_1: np.ndarray
+    error_0: np.ndarray
+    error_1: np.ndarray
+    error_2: np.ndarray
+    hh: np.ndarray  # a start that is off the best one by d adds d^2 hh to the squared error
+    log_det: np.ndarray  # half the logarithm of the determinants of the noise and of the start
 
 
-# ---- how sure: the posterior on a grid ----
+def posterior(x: np.ndarray, y: np.ndarray, p_sft: float, max_score: float) -> tuple[tuple[float, float], Law, Draws]:
+    """The interval of A_post, the most probable law, and draws, from scores y at RL compute x."""
+    c_range = x[x > 0][0] / C_REACH, C_REACH * x[-1]
+    x, y = np.append(0.0, x), np.append(p_sft, y)  # (n,): P_sft is one measurement of the start like any other
+    cells = fit_cells(x, y, *grid(c_range, B_RANGE, GRID))
+    # Given a law with its squared error, sigma^2 is inverse gamma with alpha and beta + error / 2. (The start, of which
+    # nothing was known before, takes one of the n points.)
+    alpha = SIGMA_POINTS / 2 + (len(x) - 1) / 2
+    beta = SIGMA_POINTS / 2 * max(noise_sd(y), 2e-3 * max_score) ** 2
 
+    # Every cell at its own best ceiling: cells e^12 times less probable than the best one are dropped, and the others
+    # show where A_post can lie.
+    lowest = max(0.0, min(p_sft, np.median(y)) - 0.03 * max_score)
+    a = np.clip(cells.error_1 / (cells.error_2 + 1e-12), lowest, max_score)  # (M,)
+    log_p, error, _ = weigh(cells, a, alpha, beta, max_score)
+    reach = 4 * np.sqrt((beta + error / 2) / alpha / (cells.error_2 + 1e-12))  # (M,) 4 sd of A_post in the cell
+    likely = log_p > log_p.max() - 12
+    a_range = max(lowest, (a - reach)[likely].min()), min(max_score, (a + reach)[likely].max())
+    cells = Cells(*(values[likely] for values in cells))
 
-def posterior(
-    x: np.ndarray, y: np.ndarray, p: float, cap: float
-) -> tuple[tuple[float, float], tuple[float, float, float, float], Draws]:
-    """The 90 % interval of A_post, the law (start, A_post, C_mid, B) at its mode, and draws.
+    # The cells that are left, at J ceilings.
+    a = np.linspace(*a_range, CEILINGS)  # (J,)
+    log_p, error, start = weigh(cells, a[:, None], alpha, beta, max_score)  # (J, M)
+    probability = np.exp(log_p - log_p.max())
 
-    For each noise (tau, ell), whitened by its Cholesky factor, and each pair (C_mid, B), the squared error is a
-    quadratic in start and A_post: five inner products hold it. sigma^2 has an inverse gamma prior worth eight points,
-    around the noise seen between neighbours, and is integrated out; the start is integrated out too (flat prior).
-    """
-    first = x[x > 0][0]
-    x, y = np.append(0.0, x), np.append(p, y)
-    n, prior, spread = len(x), 4.0, max(noise_sd(y), 2e-3 * cap)
-    c_mid, b = grid((first / 3, C_REACH * x[-1]), B_RANGE, (36, 12))  # (K,)
-    K, g = len(b), shape(x, c_mid, b)
-    apart = np.abs(x[:, None] - x) / x[-1]
-    columns = np.column_stack([y, np.ones(n), g.T])  # (n, 2 + K)
-    parts = []
-    for tau, ell in NOISE:
-        factor = np.linalg.cholesky(np.eye(n) + tau**2 * np.exp(-apart / ell))
-        white = np.linalg.solve(factor, columns)
-        u, G = white[:, 0], white[:, 2:].T  # (n,), (K, n)
-        H = white[:, 1] - G
-        gg, gh, hh, gy, hy = (G * G).sum(1), (G * H).sum(1), (H * H).sum(1), G @ u, H @ u
-        # the best start for a ceiling a is s0 - a s1, its squared error e0 - 2 a e1 + a^2 e2
-        quadratic = u @ u - hy**2 / hh, gy - gh * hy / hh, gg - gh**2 / hh
-        log_det = np.log(np.diag(factor)).sum() + np.log(hh) / 2
-        parts.append([hy / hh, gh / hh, hh, *quadratic, log_det])
-    cells = np.concatenate([np.array(part) for part in parts], axis=1)  # (7, noises * K)
-
-    def weigh(a: np.ndarray, c: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Log probability, squared error and best start of cells c (M,) with ceilings a: (M,) or (J, 1)."""
-        s0, s1, hh, e0, e1, e2, log_det = cells[:, c]
-        s, error = s0 - a * s1, np.maximum(e0 + a * (a * e2 - 2 * e1), 0)
-        above = np.maximum(s - a, 0)  # a gain can't be negative: then the start is a, and the curve flat
-        s, error = s - above, error + hh * above**2
-        log_p = -(prior + (n - 1) / 2) * np.log(prior * spread**2 + error / 2) - log_det
-        log_p -= (a - s) / (GAIN * cap) + (np.log(b[c % K] / B_TYPICAL) / 0.5) ** 2 / 2
-        return log_p, error, s
-
-    # 1. every cell at its own best ceiling: most can be forgotten, the others say where A_post lies
-    every, lowest = np.arange(cells.shape[1]), max(0.0, min(p, np.median(y)) - 0.03 * cap)
-    peak = np.clip(cells[4] / (cells[5] + 1e-12), lowest, cap)
-    log_p, error, _ = weigh(peak, every)
-    kept = np.flatnonzero(log_p > log_p.max() - 12)
-    reach = 4 * np.sqrt((prior * spread**2 + error / 2) / (prior + (n - 1) / 2) / (cells[5] + 1e-12))[kept]
-    a = np.linspace(max(lowest, (peak[kept] - reach).min()), min(cap, (peak[kept] + reach).max()), 121)
-    # 2. those cells at every ceiling there
-    log_p, error, s = weigh(a[:, None], kept)
-    weight = np.exp(log_p - log_p.max())
-    marginal = weight.sum(1)  # (J,)
-    below = np.append(0, np.cumsum((marginal[1:] + marginal[:-1]) / 2))
+    # The sum over the cells is the probability of each ceiling: its mode and the interval.
+    marginal = probability.sum(1)  # (J,)
+    below = np.append(0, np.cumsum((marginal[1:] + marginal[:-1]) / 2))  # trapezoids up to each ceiling
     low, high = np.interp([TAIL, 1 - TAIL], below / below[-1], a)
     j = int(marginal.argmax())
-    i = int(weight[j].argmax())
-    law = float(s[j, i]), float(a[j]), float(c_mid[kept[i] % K]), float(b[kept[i] % K])
+    i = int(probability[j].argmax())
+    law = Law(float(start[j, i]), float(a[j]), float(cells.c_mid[i]), float(cells.b[i]))
 
-    total = np.cumsum(weight.ravel())
+    # Draws at even steps of the cumulative probability, and for each a sigma from its inverse gamma distribution.
+    total = np.cumsum(probability.ravel())
     drawn = np.searchsorted(total, (np.arange(DRAWS) + 0.5) / DRAWS * total[-1])
-    j, i = np.unravel_index(drawn, weight.shape)
-    m, k = np.divmod(kept[i], K)
-    rng = np.random.default_rng(0)
-    variance = (prior * spread**2 + error[j, i] / 2) / rng.gamma(prior + (n - 1) / 2, size=DRAWS)
-    noises = np.array(NOISE)[m] * [1, x[-1]]
-    draws = Draws(a[j], s[j, i], c_mid[k], b[k], *noises.T, np.sqrt(variance), x, y)
+    j, i = np.unravel_index(drawn, probability.shape)  # (R,)
+    sigma = np.sqrt((beta + error[j, i] / 2) / np.random.default_rng(0).gamma(alpha, size=DRAWS))
+    draws = Draws(a[j], start[j, i], cells.c_mid[i], cells.b[i], cells.tau[i], cells.ell[i], sigma, x, y)
     return (float(low), float(high)), law, draws
+
+
+def fit_cells(x: np.ndarray, y: np.ndarray, c_mid: np.ndarray, b: np.ndarray) -> Cells:
+    """All pairs of c_mid and b, each (K,), with every noise: M = K len(NOISE) cells for scores y (n,) at x (n,)."""
+    K, n = len(b), len(x)
+    columns = np.column_stack([y, np.ones(n), shape(x, c_mid, b).T])  # (n, 2 + K)
+    distance = np.abs(x[:, None] - x) / x[-1]  # (n, n)
+    parts = []
+    for tau, ell in NOISE:
+        # Solving with the Cholesky factor of the covariance turns the noise white: then plain squared errors count.
+        factor = np.linalg.cholesky(np.eye(n) + tau**2 * np.exp(-distance / ell))
+        white = np.linalg.solve(factor, columns)
+        # The law is s h + a g with h = 1 - g, and the error |u - s h - a g|^2 is least for s = (hu - a gh) / hh, where
+        # two letters are an inner product. Put back, it is the quadratic in a that a cell holds.
+        u, g = white[:, 0], white[:, 2:].T  # (n,), (K, n)
+        h = white[:, 1] - g  # (K, n)
+        gg, gh, hh, gu, hu = (g * g).sum(1), (g * h).sum(1), (h * h).sum(1), g @ u, h @ u  # (K,)
+        starts = hu / hh, gh / hh
+        errors = u @ u - hu**2 / hh, gu - gh * hu / hh, gg - gh**2 / hh
+        log_det = np.log(np.diag(factor)).sum() + np.log(hh) / 2
+        parts.append(Cells(c_mid, b, np.full(K, tau), np.full(K, ell * x[-1]), *starts, *errors, hh, log_det))
+    return Cells(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
+
+
+def weigh(
+    cells: Cells, a: np.ndarray, alpha: float, beta: float, max_score: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Log probability (up to a constant), squared error and best start of M cells at ceilings a, (M,) or (J, 1)."""
+    start = cells.start_0 - a * cells.start_1
+    error = np.maximum(cells.error_0 + a * (a * cells.error_2 - 2 * cells.error_1), 0)
+    # The gain cannot be negative: where it would be, the start comes down to a, and the curve is flat.
+    above = np.maximum(start - a, 0)
+    start, error = start - above, error + cells.hh * above**2
+    # The likelihood, with sigma and the start integrated out; then the prior of the gain and of B.
+    log_p = -alpha * np.log(beta + error / 2) - cells.log_det
+    log_p -= (a - start) / (GAIN * max_score) + (np.log(cells.b / B_TYPICAL) / B_SPREAD) ** 2 / 2
+    return log_p, error, start
