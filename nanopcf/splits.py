@@ -15,14 +15,14 @@ from nanopcf.data import Example, Format, encode_prompts, read_examples
 from nanopcf.evaluate import EvaluateConfig, answer_problems, open_model
 from nanopcf.tasks import Lore, make_examples
 
-ROUNDS = 6  # of problems tried at most, to find enough of every difficulty
-TRIES = 4  # per problem, for its win rate
+ROUNDS = 6  # at most so many rounds of problems are tried to find enough of every difficulty
+TRIES = 4  # answers to each problem, which give its win rate
 
 
 def make_splits(
     task: str, *, test: int, val: int, rl: int, corpus: int, known: float, seed: int
 ) -> dict[str, list[Example]]:
-    """So many problems of a task for each purpose, and as `corpus` the web texts to pretrain on (nanopcf/tasks.py)."""
+    """Generated problems: `test` many for the test and so on, and `corpus` web texts to pretrain on (nanopcf/tasks.py)."""
     splits: dict[str, list[Example]] = {}
     taken: set[str] = set()
     for i, (name, size) in enumerate((("test", test), ("val", val), ("rl", rl))):
@@ -35,9 +35,10 @@ def make_splits(
 def cut_splits(
     data: str, test_data: str, model: str, form: Format, longest_prompt: int, *, test: int, val: int, rl: int, seed: int
 ) -> dict[str, list[Example]]:
-    """The same from files of real problems: `data` is shuffled and cut into val, rl and the rest, the `corpus`.
+    """The same from files of real problems: `data` is shuffled and cut into val, rl and the corpus, which gets the rest.
 
-    Prompts with more than longest_prompt tokens of that model are left out. Raises ValueError if the corpus would be empty.
+    Prompts of more than longest_prompt tokens, as `model` counts them, and those of the test are left out. Raises
+    ValueError if nothing is left for the corpus.
     """
     tokenizer = load_tokenizer_of(model)
 
@@ -47,7 +48,7 @@ def cut_splits(
 
     tests = read_fitting(test_data, ("prompt", "answer"))[:test]
     test_prompts = {e.prompt for e in tests}
-    # a dictionary, so that a prompt that occurs twice counts once
+    # a dictionary, so that a prompt that occurs twice is kept once
     others = {
         e.prompt: e for e in read_fitting(data, ("prompt", "trajectory", "answer")) if e.prompt not in test_prompts
     }
