@@ -1,15 +1,19 @@
-"""Scores of a model on problems with answers: pass@1, avg@k and the unbiased pass@k, a line a file.
+"""Scores of a model on problems with answers: pass@1, avg@k and the unbiased pass@k, one line per file.
 
     python -m nanopcf.evaluate --model DIR --data gsm8k.jsonl svamp.jsonl --ood aime24.jsonl --samples 8 --out runs/scores
 
-The paper's setting is the default: temperature 0.7, top-p 1.0, the mean over the samples of each problem. A response is
-judged twice: strict takes a marked answer with its units, lenient is what counts (`nanopcf/rewards.py`). With --out the
-completions are kept, a JSONL file a data file, and --resume goes on where it stopped.
+The defaults are the paper's setting: temperature 0.7, top-p 1.0, the mean over the samples of each problem. Two judges
+look at every response: the lenient one decides the score, the strict one also wants the answer marked and its units right
+(nanopcf/rewards.py). With --out the completions are saved, one JSONL file per data file, and --resume continues an
+interrupted evaluation.
+
+pipeline.py scores its checkpoints with the functions `score_checkpoint` and `greedy_answers` of this file.
 """
 
 import json
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import comb
 from pathlib import Path
 from typing import Literal
@@ -18,7 +22,7 @@ import numpy as np
 from tqdm import tqdm
 
 from nanopcf import checkpoint, rewards
-from nanopcf.data import Format, encode_prompts, read_examples
+from nanopcf.data import Example, Format, encode_prompts, read_examples
 from nanopcf.interop.mathematics import verifier
 from nanopcf.model import Transformer
 from nanopcf.rollouts import complete
@@ -61,9 +65,15 @@ class EvaluateConfig(config.Config):
             raise ValueError("--resume needs --out, the folder to go on in")
 
 
+# ---- statistics ----
+
+
 def pass_at_k(correct: np.ndarray, k: int) -> float:
-    """Mean over problems of the chance that k of the n samples hold a right one: 1 - C(n-c, k) / C(n, k)
-    (Chen et al., 2021), unbiased. correct: [problems, n], n >= k."""
+    """The chance that k random ones of a problem's n samples hold a right one, averaged over the problems.
+
+    With c right samples it is 1 - C(n-c, k) / C(n, k), an unbiased estimate (Chen et al., 2021). correct: (problems, n)
+    of 0 and 1. Raises ValueError if k is above n.
+    """
     n = correct.shape[1]
     if not 1 <= k <= n:
         raise ValueError(f"pass@{k} needs at least {k} samples a problem, there are {n}")
@@ -71,71 +81,131 @@ def pass_at_k(correct: np.ndarray, k: int) -> float:
 
 
 def standard_error(correct: np.ndarray) -> float:
-    """Of the mean of correct [problems, samples], problems being the sample: nan with one problem."""
+    """The standard error of the mean of correct (problems, samples) over problems; nan if there is only one."""
     return float(correct.mean(axis=1).std(ddof=1) / len(correct) ** 0.5) if len(correct) > 1 else float("nan")
 
 
+# ---- one checkpoint ----
+
+
+def open_model(c: EvaluateConfig) -> tuple[Transformer, TextTokenizer, int]:
+    """(model, tokenizer, number of CPU threads, which is set here)."""
+    device = machine.choose_device(c.device)
+    model, tokenizer = checkpoint.load(c.model, device, machine.choose_dtype(c.dtype, device))
+    return model, tokenizer, machine.set_threads(c.threads, model)
+
+
+def choose_slots(c: EvaluateConfig, model: Transformer, tokenizer: TextTokenizer, examples: list[Example]) -> int:
+    """How many sequences to generate at a time: --slots, or as many as memory holds of the longest that can occur."""
+    if c.slots:
+        return c.slots
+    form = Format(c.chat, c.template)
+    longest_prompt = max(len(form.prompt(e, tokenizer)) for e in examples)
+    return slots_that_fit(model, min(model.config.max_length, longest_prompt + c.max_new_tokens))
+
+
+def answer_problems(
+    c: EvaluateConfig,
+    model: Transformer,
+    tokenizer: TextTokenizer,
+    examples: list[Example],
+    *,
+    places: Sequence[int] | None = None,
+    judge: Callable[[str, str], float] = rewards.verify,
+) -> tuple[np.ndarray, list[str]]:
+    """(correct (problems, samples) of 0 and 1, responses problem by problem), generated as the config says.
+
+    places: the problems' positions in their file, which with --seed decide what is sampled; default 0, 1, 2, ...
+    """
+    return complete(
+        model,
+        tokenizer,
+        examples,
+        format=Format(c.chat, c.template),
+        samples=c.samples,
+        temperature=c.temperature,
+        top_p=c.top_p,
+        max_new_tokens=c.max_new_tokens,
+        slots=choose_slots(c, model, tokenizer, examples),
+        seed=c.seed,
+        places=places,
+        judge=judge,
+    )
+
+
+def score_checkpoint(c: EvaluateConfig) -> dict:
+    """The score of a checkpoint in the pipeline, on the first file of --data: pass@1, and pass@k with k = --samples.
+
+    pass@1 is the paper's score and takes one sample per problem. pass@k costs k times as much: a quarter of the problems
+    must do.
+    """
+    model, tokenizer, _ = open_model(c)
+    examples = read_examples(c.data[0], need=("prompt", "answer"))
+    quarter = examples[: max(1, len(examples) // 4)]
+    one_sample, _ = answer_problems(replace(c, samples=1), model, tokenizer, examples)
+    k_samples, _ = answer_problems(replace(c, seed=c.seed + 1), model, tokenizer, quarter)
+    return {
+        "score": float(one_sample.mean()),
+        "pass_at_k": pass_at_k(k_samples, c.samples),
+        "k": c.samples,
+        "parameters": model.parameter_count(),
+    }
+
+
+def greedy_answers(c: EvaluateConfig, examples: list[Example]) -> list[tuple[str, bool]]:
+    """(response, is it right) of a checkpoint's greedy answer to each problem."""
+    model, tokenizer, _ = open_model(c)
+    correct, texts = answer_problems(replace(c, samples=1, temperature=0.0), model, tokenizer, examples)
+    return [(text, bool(right)) for text, right in zip(texts, correct[:, 0], strict=True)]
+
+
+# ---- the command: several files, saved as they grow ----
+
+
 def kept_rows(path: Path, chunk: int, count: int) -> list[dict]:
-    """The rows of an interrupted file that are whole chunks, or all of them when it is complete."""
+    """The saved rows of an interrupted evaluation: whole chunks only, or all `count` if the file is complete."""
     rows = read_metrics(path) if path.exists() else []
     return rows[:count] if len(rows) >= count else rows[: len(rows) // chunk * chunk]
 
 
-def evaluate_file(c: EvaluateConfig, file: str, model: Transformer, tokenizer: TextTokenizer, judge) -> list[dict]:
-    """One row a problem: line, prompt, answer, and the completions with what both judges say of each."""
-    form = Format(c.chat, c.template)
+def evaluate_file(
+    c: EvaluateConfig, file: str, model: Transformer, tokenizer: TextTokenizer, judge: Callable[[str, str], float]
+) -> list[dict]:
+    """One row per problem: its line, prompt and answer, the completions, and the verdict of both judges on each."""
     examples = read_examples(file, need=("prompt", "answer"))[: c.limit or None]
-    context = model.config.max_length
-    examples, ids = encode_prompts(examples, tokenizer, context - 1, file, format=form, drop=c.drop_long)
-    longest = min(context, max(map(len, ids)) + c.max_new_tokens)
-    slots = c.slots or slots_that_fit(model, longest)
-    chunk = max(1, 2 * slots // c.samples)  # problems between two writes
-    path = Path(c.out) / f"{Path(file).stem}.jsonl" if c.out else None
+    longest_prompt = model.config.max_length - 1  # at least one token of an answer must fit
+    form = Format(c.chat, c.template)
+    examples, _ = encode_prompts(examples, tokenizer, longest_prompt, file, format=form, drop=c.drop_long)
+    c = replace(c, slots=choose_slots(c, model, tokenizer, examples))
+    chunk = max(1, 2 * c.slots // c.samples)  # problems between two writes: enough to keep all slots busy
+    name = Path(file).stem
+    path = Path(c.out) / f"{name}.jsonl" if c.out else None
     rows = kept_rows(path, chunk, len(examples)) if path else []
     if path:
-        files.write_text(path, "".join(json.dumps(r) + "\n" for r in rows))
-    bar = tqdm(total=len(examples), initial=len(rows), desc=Path(file).stem, leave=False, mininterval=1)
-    for first in range(len(rows), len(examples), chunk):
-        part = examples[first : first + chunk]
-        correct, texts = complete(
-            model,
-            tokenizer,
-            part,
-            format=form,
-            samples=c.samples,
-            temperature=c.temperature,
-            top_p=c.top_p,
-            max_new_tokens=c.max_new_tokens,
-            slots=slots,
-            seed=c.seed,
-            places=range(first, first + len(part)),
-            judge=judge,
-        )
-        done = []
-        for i, e in enumerate(part):
-            own = texts[i * c.samples : (i + 1) * c.samples]
-            strict = [int(rewards.verify(t, e.answer, strict=True)) for t in own]
-            done.append(
-                {
-                    "line": e.line,
-                    "prompt": e.prompt,
-                    "answer": e.answer,
-                    "completions": own,
-                    "correct": [int(v) for v in correct[i]],
-                    "strict": strict,
-                }
-            )
-        rows += done
-        if path:
-            with path.open("a", encoding="utf-8") as out:
-                out.write("".join(json.dumps(r) + "\n" for r in done))
-        bar.update(len(part))
-    bar.close()
+        files.write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+    with tqdm(total=len(examples), initial=len(rows), desc=name, leave=False, mininterval=1) as bar:
+        for start in range(len(rows), len(examples), chunk):
+            part = examples[start : start + chunk]
+            places = range(start, start + len(part))
+            correct, texts = answer_problems(c, model, tokenizer, part, places=places, judge=judge)
+            new_rows = []
+            for i, e in enumerate(part):
+                completions = texts[i * c.samples : (i + 1) * c.samples]
+                row = {"line": e.line, "prompt": e.prompt, "answer": e.answer, "completions": completions}
+                row["correct"] = [int(value) for value in correct[i]]
+                row["strict"] = [int(rewards.verify(text, e.answer, strict=True)) for text in completions]
+                new_rows.append(row)
+            rows += new_rows
+            if path:
+                with path.open("a", encoding="utf-8") as out:
+                    out.write("".join(json.dumps(row) + "\n" for row in new_rows))
+            bar.update(len(part))
     return rows
 
 
 def summary(name: str, ood: bool, rows: list[dict]) -> dict:
-    correct, strict = (np.array([r[k] for r in rows], dtype=float) for k in ("correct", "strict"))
+    """The scores of one file. ood: it is unlike the training data (out of distribution)."""
+    correct = np.array([row["correct"] for row in rows], dtype=float)  # (problems, samples)
     return {
         "file": name,
         "ood": ood,
@@ -145,51 +215,63 @@ def summary(name: str, ood: bool, rows: list[dict]) -> dict:
         "standard_error": standard_error(correct),
         "pass_at_k": pass_at_k(correct, correct.shape[1]),
         "right": int(correct.sum()),
-        "right_strict": int(strict.sum()),
+        "right_strict": sum(sum(row["strict"]) for row in rows),
     }
 
 
 def table(scores: list[dict]) -> str:
-    """A line a file, then the means weighted by problems: of --data, and of --ood apart."""
+    """One line per file, then the means of --data and of --ood, weighted by the number of problems."""
     k = scores[0]["samples"]
     width = max(24, *(len(s["file"]) + 6 for s in scores))
     one = "pass@1" if k == 1 else f"avg@{k}"
     head = f"{'file':<{width}} {'problems':>9} {one:>8} {'± s.e.':>8} {f'pass@{k}':>9} {'right: lenient':>15} {'strict':>8}"
     lines = [head, "─" * len(head)]
     for s in scores:
-        lines.append(
-            f"{s['file'] + (' (OOD)' if s['ood'] else ''):<{width}} {s['problems']:>9} {s['pass_at_1']:>8.1%} "
-            f"{s['standard_error']:>8.1%} {s['pass_at_k']:>9.1%} {s['right']:>15} {s['right_strict']:>8}"
-        )
+        lines.append(table_line(s["file"] + (" (OOD)" if s["ood"] else ""), width, s))
     for ood, name in ((False, "weighted mean"), (True, "weighted mean (OOD)")):
-        part = [s for s in scores if s["ood"] == ood]
-        if len(part) > 1:
-            n = sum(s["problems"] for s in part)
-            mean, best = (sum(s[key] * s["problems"] for s in part) / n for key in ("pass_at_1", "pass_at_k"))
-            error = sum((s["standard_error"] * s["problems"] / n) ** 2 for s in part) ** 0.5
-            right, strict = (sum(s[key] for s in part) for key in ("right", "right_strict"))
-            lines.append(f"{name:<{width}} {n:>9} {mean:>8.1%} {error:>8.1%} {best:>9.1%} {right:>15} {strict:>8}")
+        group = [s for s in scores if s["ood"] == ood]
+        if len(group) > 1:
+            lines.append(table_line(name, width, weighted_mean(group)))
     return "\n".join(lines)
 
 
+def table_line(name: str, width: int, s: dict) -> str:
+    return (
+        f"{name:<{width}} {s['problems']:>9} {s['pass_at_1']:>8.1%} {s['standard_error']:>8.1%} {s['pass_at_k']:>9.1%} "
+        f"{s['right']:>15} {s['right_strict']:>8}"
+    )
+
+
+def weighted_mean(scores: list[dict]) -> dict:
+    """Sums of the counts, and the means of the shares weighted by the number of problems."""
+    mean = {key: sum(s[key] for s in scores) for key in ("problems", "right", "right_strict")}
+    n = mean["problems"]
+    for key in ("pass_at_1", "pass_at_k"):
+        mean[key] = sum(s[key] * s["problems"] for s in scores) / n
+    # the files are independent samples, so their variances add up
+    mean["standard_error"] = sum((s["standard_error"] * s["problems"] / n) ** 2 for s in scores) ** 0.5
+    return mean
+
+
 def main(c: EvaluateConfig) -> list[dict]:
-    device = machine.choose_device(c.device)
-    model, tokenizer = checkpoint.load(c.model, device, machine.choose_dtype(c.dtype, device))
-    threads = machine.set_threads(c.threads, model)
+    model, tokenizer, threads = open_model(c)
+    device = model.head_weight.device
     judge = verifier(c.verifier)
-    for file in (*c.data, *c.ood):  # all of them, before hours go into the first
-        read_examples(file, need=("prompt", "answer"))
-    keeping = open_run(c.out, c, c.resume, free=("device", "threads", "show")) if c.out else nullcontext()
-    with keeping:
+    for file in (*c.data, *c.ood):
+        read_examples(
+            file, need=("prompt", "answer")
+        )  # a mistake in the last file shows before hours go into the first
+    folder = open_run(c.out, c, c.resume, free=("device", "threads", "show")) if c.out else nullcontext()
+    with folder:
         log.announce(log.header(device, threads, model.head_weight.dtype))
         if not c.out:
             log.announce("completions aren't saved; --out DIR keeps them")
         scores = []
         for file in (*c.data, *c.ood):
             rows = evaluate_file(c, file, model, tokenizer, judge)
-            for r in rows[: c.show]:
-                said = "right" if r["correct"][0] else "wrong"
-                print(f"{r['prompt']}\n  -> {r['completions'][0]!r}  answer {r['answer']!r}: {said}")
+            for row in rows[: c.show]:
+                verdict = "right" if row["correct"][0] else "wrong"
+                print(f"{row['prompt']}\n  -> {row['completions'][0]!r}  answer {row['answer']!r}: {verdict}")
             scores.append(summary(Path(file).stem, file in c.ood, rows))
         print(table(scores))
         if c.out:

@@ -4,20 +4,22 @@
     F_fwd = 2 [L (P_mlp + P_attn) + P_vocab] + 4 S L D_q        per token                  (21)
     F_bwd = 2 F_fwd                                                                        (22)
 
-The paper writes H for the width of the queries, D_q = heads * head_dim. The two are equal in the models it
-uses; where they differ (Qwen3), D_q is what the matrices and the attention really cost: it stands here.
-Kept as in the paper: the embedding look-up is counted like the output head, although it multiplies nothing,
-and attention over all S positions, although a causal model needs half of them.
-As in the paper, no equation counts the extra forward pass of old log-probs. Eq. 27 as printed lacks the factor B of
-its neighbours; here it has it. The models of the paper's curves stand in MODELS.
+H is the width of the model, H_ff that of its MLP, D_q = heads * head_dim and D_kv = kv_heads * head_dim, V the vocabulary,
+L the layers, S the (mean) length of a sequence. The paper writes H for D_q too. The two are equal in the models that it
+uses; where they differ (Qwen3), D_q is what the matrices and the attention really cost.
 
-A config is anything with layers, width, mlp_width, vocab_size, heads, kv_heads and head_dim.
+As in the paper, three things are not exact: the look-up of embeddings is counted like the output head, although it
+multiplies nothing; attention is counted over all S positions, although a causal model needs half of them; and the extra
+forward pass for old log-probs is not counted. Eq. 27 is printed without the factor B that the equations beside it have;
+here it has it.
+
+A config is any object with the attributes layers, width, mlp_width, vocab_size, heads, kv_heads and head_dim.
 """
 
 from types import SimpleNamespace
 from typing import Any
 
-# Hugging Face's configs of the models the paper trains
+# the models of the paper's curves, with the numbers of their configs on Hugging Face
 MODELS = {
     "Qwen2.5-7B": SimpleNamespace(
         layers=28, width=3584, mlp_width=18944, vocab_size=152064, heads=28, kv_heads=4, head_dim=128
@@ -32,7 +34,7 @@ MODELS = {
 
 
 def forward_per_token(config: Any, seq_len: float) -> float:
-    """FLOPs of one forward pass, per token of a sequence of (mean) length seq_len: Eqs. 20 and 21."""
+    """FLOPs of a forward pass, per token of a sequence of (mean) length seq_len: Eqs. 20 and 21."""
     q_width = config.heads * config.head_dim
     kv_width = config.kv_heads * config.head_dim
     mlp = 3 * config.width * config.mlp_width
@@ -50,24 +52,25 @@ def sft_step(config: Any, batch: float, seq_len: float) -> float:
 def rl_step(
     config: Any, prompts: float, group: int, seq_len: float, *, train_prompts: float | None = None, rounds: float = 1.0
 ) -> float:
-    """FLOPs of one RL step: every generated token costs one forward pass, every trained one three more.
+    """FLOPs of one RL step: a forward pass per generated token, and three times as much per trained one.
 
     GRPO (Eq. 25):  rl_step(config, B, G, S) = 4 B G S F_fwd
     DAPO (Eq. 24):  rl_step(config, B_gen, G, S, train_prompts=B_train, rounds=K)
                     = (K B_gen + 3 B_train) G S F_fwd
 
-    `rounds` may be a mean over steps. With the total of generated prompts at hand, pass that as `prompts` and
-    leave rounds at 1. `group` responses a prompt; `seq_len` is the mean of prompt + response.
+    prompts: those of one round of generation; rounds: K, which may be a mean over steps. If the number of all generated
+    prompts is known, pass that as `prompts` and leave rounds at 1. group: G, responses per prompt; seq_len: S, the mean
+    length of prompt and response together.
     """
     trained = prompts if train_prompts is None else train_prompts
     return (rounds * prompts + 3 * trained) * group * seq_len * forward_per_token(config, seq_len)
 
 
 def mixed_step(config: Any, prompts: float, group: float, on_len: float, experts: float, off_len: float) -> float:
-    """FLOPs of one LUFFY or SRFT step: `group` rollouts and `experts` trajectories a prompt, each of its mean length.
+    """FLOPs of one LUFFY or SRFT step, Eq. 26: 4 [B G S_on + B N S_off] F_fwd.
 
-    Eq. 26: 4 [B G S_on + B N S_off] F_fwd; an expert trajectory is counted like a rollout. Prefix-RFT is counted as
-    GRPO (`rl_step`). F_fwd is taken at the mean length of all sequences.
+    Every prompt has G = `group` rollouts of mean length S_on and N = `experts` trajectories of mean length S_off, which
+    cost as much as rollouts. F_fwd is that of the mean length of all sequences. Prefix-RFT counts as GRPO (`rl_step`).
     """
     tokens = prompts * (group * on_len + experts * off_len)
     return 4 * tokens * forward_per_token(config, tokens / (prompts * (group + experts)))
@@ -76,11 +79,12 @@ def mixed_step(config: Any, prompts: float, group: float, on_len: float, experts
 def upt_step(
     config: Any, prompts: float, group: float, on_len: float, trained_on: float, trained_off: float, off_len: float
 ) -> float:
-    """FLOPs of one UPT step: every prompt is rolled out, then trains on its rollouts or on its expert.
+    """FLOPs of one UPT step, Eqs. 27-29: [B G S_on + 3 (N_on S_on + N_off S_off)] F_fwd.
 
-    Eqs. 27-29: [B G S_on + 3 (N_on S_on + N_off S_off)] F_fwd, with N_on rollouts and N_off experts trained in the step.
+    Every prompt is rolled out G times, and then trains on its rollouts or on its expert trajectory: N_on = `trained_on`
+    rollouts and N_off = `trained_off` expert trajectories in the whole step.
     """
     trained = trained_on * on_len + trained_off * off_len
     sequences = prompts * group + trained_on + trained_off
-    mean = (prompts * group * on_len + trained) / sequences
-    return (prompts * group * on_len + 3 * trained) * forward_per_token(config, mean)
+    mean_length = (prompts * group * on_len + trained) / sequences
+    return (prompts * group * on_len + 3 * trained) * forward_per_token(config, mean_length)

@@ -91,7 +91,7 @@ def test_lore_states_known_facts_rightly_and_others_as_often_as_it_says():
     assert 220 < len(lore.mistake) < 380  # of 600
     rng = np.random.default_rng(0)
     fact, (share, wrong) = next((f, m) for f, m in lore.mistake.items() if 0.85 < m[0] < 0.95)
-    stated = [lore.state(fact, rng)[1] for _ in range(2000)]
+    stated = [lore.statement(fact, rng)[1] for _ in range(2000)]
     assert set(stated) == {wrong, true_fact(fact)[1]}
     assert abs(np.mean([s == wrong for s in stated]) - share) < 0.05
     assert Lore(0).mistake != Lore(1).mistake

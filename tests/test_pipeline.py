@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 import pipeline
-from nanopcf import report
+from nanopcf import evaluate, report
 from nanopcf.data import read_examples, write_jsonl
 from nanopcf.report import paradigms
 from nanopcf.report.figures import si
@@ -82,6 +82,14 @@ def test_pipeline_end_to_end_and_its_cache(tmp_path, capfd):
     page = (tmp_path / "run" / "report.html").read_text()
     assert page.count("data:image/png") == 5 and "Every paradigm at equal compute" in page
 
+    # all that is judged follows to the last bit from what report.json holds of the measurements
+    saved = json.loads((tmp_path / "run" / "report.json").read_text())
+    measured = "dataset sft_step regime x_sft p_sft curve best greedy_before greedy_after".split()
+    branches = [{key: b[key] for key in measured} for b in saved["branches"]]
+    ranking = [{k: v for k, v in r.items() if k not in ("a_post", "status")} for r in saved["selector"]["ranking"]]
+    unjudged = saved | {"branches": branches, "selector": {"chosen": saved["selector"]["chosen"], "ranking": ranking}}
+    assert json.loads(json.dumps(report.judge(unjudged | {"claims": []}))) == saved
+
 
 def test_a_given_model_on_given_problems(tmp_path, model_dir):
     """--data: no pretraining, the file cut into disjoint parts, the given model as base; the test file's problems left out."""
@@ -136,13 +144,17 @@ def test_seed_changes_the_numbers(tmp_path):
 
 
 def test_a_real_model_is_scored_with_a_probed_number_of_threads(model_dir, monkeypatch):
-    asked = []
-    monkeypatch.setattr(machine, "set_threads", lambda threads, model: asked.append(threads))
-    pipeline.open_model(TOY, str(model_dir))
+    given = []
+    monkeypatch.setattr(machine, "set_threads", lambda threads, model: given.append(threads))
+
+    def open_model(c):
+        evaluate.open_model(pipeline.scoring(c, str(model_dir), {"test": "t.jsonl"}))
+
+    open_model(TOY)
     real = replace(TOY, data="x", test_data="y", model=str(model_dir), threads=0)
-    pipeline.open_model(real, str(model_dir))
-    pipeline.open_model(replace(real, threads=2), str(model_dir))
-    assert asked == [1, 0, 2]  # TOY has --threads 1
+    open_model(real)
+    open_model(replace(real, threads=2))
+    assert given == [1, 0, 2]  # TOY has --threads 1
 
 
 def branch(dataset, step, regime, status, best, low, high, p_sft=0.3):

@@ -1,4 +1,7 @@
-"""The machine a run finds: its device, dtype, threads and memory."""
+"""What this machine offers to a run: device, dtype, CPU threads and memory.
+
+Every script asks here before it starts. Nothing in this file is about the paper.
+"""
 
 import os
 import shutil
@@ -18,22 +21,25 @@ except ImportError:  # Windows
 
 
 def choose_device(name: str) -> torch.device:
-    """auto -> cuda, mps or cpu, whichever is there first. Raises ValueError when the named one isn't."""
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    """The device of that name. auto: the first of cuda, mps and cpu that exists. Raises ValueError if it does not exist."""
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
-        name = next(n for n, ok in there.items() if ok)
-    if name not in there:
+        name = next(device for device, exists in available.items() if exists)
+    if name not in available:
         raise ValueError(f"--device {name}: expected auto, cpu, cuda or mps")
-    if not there[name]:
+    if not available[name]:
         raise ValueError(f"--device {name}: this machine or this build of torch has none; try --device cpu")
     if name == "cuda":
-        # cuDNN's attention plans anew for every shape, which packed rows and generation have many of
+        # cuDNN's attention makes a new plan for every shape, and packed rows and generation have many shapes
         torch.backends.cuda.enable_cudnn_sdp(False)
     return torch.device(name)
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:
-    """auto -> bfloat16 on CUDA, float32 elsewhere (CPUs emulate bfloat16). Raises ValueError on another name."""
+    """The dtype of that name. auto: bfloat16 on CUDA, float32 elsewhere, since most CPUs only emulate bfloat16.
+
+    Raises ValueError for any other name.
+    """
     if name == "auto":
         return torch.bfloat16 if device.type == "cuda" else torch.float32
     if name not in ("float32", "bfloat16"):
@@ -47,40 +53,74 @@ def cores() -> int:
 
 
 def set_threads(threads: int, model: torch.nn.Module) -> int:
-    """Set torch's CPU threads, and return how many. 0: on a CPU, as many as a probe of the model finds worth it.
+    """Set the number of torch's CPU threads and return it. 0 means: choose it for this model.
 
-    Small models spend their time between operations, where a second thread on a busy machine costs up to 100 times: the
-    fewest threads are taken that come within a quarter of the fastest. Large products always gain: all cores.
+    Large matrix products always gain from another core, so a large model gets all of them, and so does a model on a GPU,
+    where the number hardly matters. Only for a small model on a CPU is it worth measuring.
     """
-    parameters = model.parameter_count()
-    elsewhere = model.head_weight.device.type != "cpu"
-    if not threads and (elsewhere or parameters > 20e6 or cores() == 1):
+    if not threads and (model.head_weight.device.type != "cpu" or model.parameter_count() > 20e6 or cores() == 1):
         threads = cores()
     if not threads:
-        length = min(40, model.config.max_length)
-        rows = min(32, max(1, int(3e9 / (6 * parameters * length))))  # some tens of milliseconds
-        tokens = torch.zeros(rows, length, dtype=torch.long)
-        tried = sorted({2**i for i in range(cores().bit_length())} | {cores()})
-        seconds = {t: step_seconds(model, tokens, t) for t in tried}
-        threads = next(t for t in tried if seconds[t] <= 1.25 * min(seconds.values()))
+        threads = fewest_good_threads(time_threads(model))
     torch.set_num_threads(threads)
     return threads
 
 
+def share_cores(
+    threads: int, workers: int, device: torch.device, small_model: torch.nn.Module | None
+) -> tuple[int, int]:
+    """(threads of a process that runs alone, number of processes in parallel) for many runs on one machine.
+
+    threads, workers: what the user asked for; 0 means: choose. small_model: an example of the models that will be trained,
+    which is measured here; None for large models, of which one at a time gets all cores.
+    """
+    if small_model is None:
+        threads, workers = threads or cores(), workers or 1
+    else:
+        # small models run in parallel with one thread each, unless they share one GPU
+        workers = workers or (1 if device.type != "cpu" else max(1, cores() // (threads or 1)))
+    if not threads:
+        seconds = time_threads(small_model)
+        threads = fewest_good_threads(seconds)
+        times = ", ".join(f"{s * 1e3:.0f} ms with {t}" for t, s in seconds.items())
+        announce(f"probe: a step takes, by number of threads, {times}")
+    announce(f"a process that runs alone gets {threads} thread(s); {workers} run(s) at a time")
+    return threads, workers
+
+
+def time_threads(model: torch.nn.Module) -> dict[int, float]:
+    """Seconds that a small training step takes with 1, 2, 4, ... CPU threads, and with as many as there are cores.
+
+    A small model spends most of its time between operations. If other programs use the cores, waiting for a second thread
+    there can make it 100 times slower; on an idle machine the second thread pays. So the number is measured, not guessed.
+    """
+    length = min(40, model.config.max_length)
+    # so many sequences that a step takes some tens of milliseconds
+    sequences = min(32, max(1, int(3e9 / (6 * model.parameter_count() * length))))
+    tokens = torch.zeros(sequences, length, dtype=torch.long)  # (B, T)
+    counts = sorted({2**i for i in range(cores().bit_length())} | {cores()})
+    return {threads: step_seconds(model, tokens, threads) for threads in counts}
+
+
+def fewest_good_threads(seconds: dict[int, float]) -> int:
+    """The smallest number of threads whose time is at most a quarter above the shortest: cores are left for others."""
+    return min(threads for threads in seconds if seconds[threads] <= 1.25 * min(seconds.values()))
+
+
 def step_seconds(model: torch.nn.Module, tokens: torch.Tensor, threads: int) -> float:
-    """Time of a forward and backward pass with so many threads: the best of three after one that isn't counted."""
+    """Seconds of a forward and backward pass with this number of threads: the shortest of three, after a warm-up pass."""
     torch.set_num_threads(threads)
     times = []
     for _ in range(4):
-        began = time.perf_counter()
+        started = time.perf_counter()
         model(tokens).sum().backward()
-        times.append(time.perf_counter() - began)
+        times.append(time.perf_counter() - started)
     model.zero_grad()
     return min(times[1:])
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that can be allocated on the device now; 4 GiB where the system doesn't say."""
+    """Bytes that can still be allocated on the device; 4 GiB where the system does not tell."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     try:
@@ -107,10 +147,13 @@ def compile_blocks(model: torch.nn.Module) -> None:
 
 
 def try_out(what: str, work: Callable[[], None], device: torch.device) -> None:
-    """Run work(), the heaviest step of a run, and say what it took. Raises ValueError when memory doesn't hold it."""
+    """Run work(), the heaviest step of a run, and announce the memory and time it took.
+
+    what: names the step in the message. Raises ValueError if the step does not fit into memory.
+    """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    began = time.perf_counter()
+    started = time.perf_counter()
     try:
         work()
     except (torch.OutOfMemoryError, MemoryError) as error:
@@ -118,11 +161,12 @@ def try_out(what: str, work: Callable[[], None], device: torch.device) -> None:
             f"{what}: doesn't fit in memory; fewer --micro-rows or --slots, or --recompute, need less"
         ) from error
     if device.type == "cuda":
-        peak, there = torch.cuda.max_memory_allocated(), torch.cuda.mem_get_info()[1]
-        memory = f"peak {peak / 2**30:.2f} of {there / 2**30:.1f} GiB"
+        peak, total = torch.cuda.max_memory_allocated(), torch.cuda.mem_get_info()[1]
+        memory = f"peak {peak / 2**30:.2f} of {total / 2**30:.1f} GiB"
     elif resource is not None:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux KiB
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
         memory = f"the process reached {peak / 2**30:.2f} GiB, {free_memory(device) / 2**30:.1f} GiB are free now"
     else:
         memory = "memory isn't known here"
-    announce(f"{what}: fits; {memory}; {time.perf_counter() - began:.2f} s")
+    announce(f"{what}: fits; {memory}; {time.perf_counter() - started:.2f} s")

@@ -1,7 +1,8 @@
-"""Stages of a pipeline, cached in its run folder, and their runs in parallel processes under one progress bar.
+"""Stages of a pipeline: their results are cached in the run folder, and their jobs run in parallel worker processes.
 
-A stage's result stands in NAME.json under a key made of the settings it reads and the keys of all stages before it,
-its files in NAME/. A changed setting thus reruns that stage and those after it, and nothing else.
+The result of a stage is saved in NAME.json, with a key made of the settings that the stage reads and of the keys of all
+stages before it. What the stage writes besides is in the folder NAME/. If a setting changes, the stage that reads it and
+the stages after it run again, and no other. Nothing in this file is about the paper.
 """
 
 import json
@@ -12,10 +13,11 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -23,47 +25,64 @@ from tqdm import tqdm
 from nanopcf.run import files, log, signals
 from nanopcf.run.folder import read_metrics
 
+# ---- the cache ----
+
 
 class Stages:
-    """Results of stages, cached in the run folder. A stage runs again iff its settings or a stage before it changed."""
+    """The stages of one run folder, in their order. elapsed: seconds that each took, earlier interrupted calls included."""
 
-    def __init__(self, c: object, out: Path) -> None:
-        self.c, self.out, self.keys = c, out, ""
+    def __init__(self, config: object, out: Path) -> None:
+        self.config = config
+        self.out = out
+        self.key = ""
         self.elapsed: dict[str, float] = {}
 
-    def run(self, name: str, settings: str, work: Callable[[Path], object]) -> object:
-        """work(folder) -> JSON value, or the cached value of an equal earlier call. Interrupted work goes on in place."""
-        values = {k: getattr(self.c, k) for k in settings.split()}
-        self.keys += json.dumps({name: values}, sort_keys=True)  # a stage depends on all before it
+    def run(self, name: str, settings: str, work: Callable, *arguments: object) -> Any:
+        """The value of work(config, folder, *arguments), or the saved value of an earlier call with an equal key.
+
+        settings: the names of the config's fields that the stage reads, separated by spaces. The value is saved as JSON.
+        If an earlier call was interrupted, work finds its folder as that call left it, and the training runs inside
+        continue from their checkpoints.
+        """
+        values = {field: getattr(self.config, field) for field in settings.split()}
+        self.key += json.dumps({name: values}, sort_keys=True)  # it grows: a stage depends on all stages before it
         path, folder = self.out / f"{name}.json", self.out / name
         record = files.read_json(path) if path.exists() else {}
-        if record.get("key") != self.keys:
+        if record.get("key") != self.key:
             shutil.rmtree(folder, ignore_errors=True)
-            record = {"key": self.keys, "done": False, "elapsed_s": 0.0}
+            record = {"key": self.key, "done": False, "elapsed_s": 0.0}
             files.write_json(path, record)
-        if not record["done"]:
+        if record["done"]:
+            log.announce(f"{name}: kept from before")
+        else:
             folder.mkdir(exist_ok=True)
-            began = time.perf_counter()
-            result = work(folder)
-            elapsed = record["elapsed_s"] + time.perf_counter() - began
+            started = time.perf_counter()
+            result = work(self.config, folder, *arguments)
+            elapsed = record["elapsed_s"] + time.perf_counter() - started
             record |= {"done": True, "result": result, "elapsed_s": round(elapsed, 1)}
             files.write_json(path, record)
-        else:
-            log.announce(f"{name}: kept from before")
         self.elapsed[name] = record["elapsed_s"]
         return record["result"]
 
 
+# ---- worker processes ----
+
+
 def worker_pool(workers: int) -> ProcessPoolExecutor:
-    """Processes for `run_parallel`. One serves all stages, since each new process imports torch, which takes seconds; they
-    start when there is work for them."""
-    spawn = multiprocessing.get_context("spawn")  # fork after torch has started threads can hang
-    return ProcessPoolExecutor(workers, spawn, in_child)
+    """Processes for `run_parallel`. They start when the first jobs arrive.
+
+    One pool serves all stages, because every new process spends seconds on importing torch.
+    """
+    spawn = multiprocessing.get_context("spawn")  # a fork can hang once torch has started threads
+    return ProcessPoolExecutor(workers, spawn, start_worker)
 
 
-def in_child() -> None:
-    """Set up a worker process. Its end is the parent's affair: Ctrl-C is passed on as SIGTERM, and a worker doesn't outlive
-    a killed parent."""
+def start_worker() -> None:
+    """Prepare a worker process: the parent alone decides when it ends.
+
+    The terminal sends Ctrl-C to parent and workers alike. The worker ignores it, since the parent sends SIGTERM to those
+    workers that shall save and end. If the parent is killed and can send nothing, the worker ends by itself.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=end_with_parent, daemon=True).start()
 
@@ -73,67 +92,76 @@ def end_with_parent() -> None:
     os._exit(1)
 
 
-def do_job(log: Path, function: Callable, *arguments: object) -> object:
-    """function(*arguments) in a worker. What it says goes to the log, so the parent's bar stays whole. A worker that was
-    asked to end does so once its job has saved, instead of taking the next one."""
-    with log.open("a", encoding="utf-8", buffering=1) as file, redirect_stderr(file):
+def do_job(log_file: Path, function: Callable, *arguments: object) -> object:
+    """The value of function(*arguments), computed in a worker.
+
+    Its messages go to log_file, because on the terminal they would tear the parent's progress bar apart. A job that was
+    stopped raises SystemExit after it has saved. Then the whole worker ends, so that it does not take another job.
+    """
+    with log_file.open("a", encoding="utf-8", buffering=1) as file, redirect_stderr(file):
         try:
             return function(*arguments)
-        except SystemExit as ended:
-            os._exit(ended.code)
+        except SystemExit as stopped:
+            os._exit(stopped.code)
         finally:
             if torch.cuda.is_initialized():
-                torch.cuda.empty_cache()  # for the parent, or for a worker beside this one
+                torch.cuda.empty_cache()  # so that the parent and other workers can have the memory
 
 
 @contextmanager
 def resumable(out: Path) -> Iterator[None]:
-    """SIGINT or SIGTERM ends the block by SystemExit 130 or 143; run_parallel then has its workers save. A second one
-    kills them and the process at once."""
+    """The first SIGINT or SIGTERM in the block raises SystemExit(130 or 143), and `run_parallel` has its workers save.
+
+    A second signal kills the workers and this process at once.
+    """
 
     def stop(number: int, _frame: object) -> None:
-        if again():
+        if is_second():
             for child in multiprocessing.active_children():
                 child.kill()
             os._exit(128 + number)
-        if noted:
+        if received:
             return
-        noted.append(number)
+        received.append(number)
         name = signal.Signals(number).name
         log.announce(f"\n{out}: stopped by {name}; the same command with --resume goes on (once more to stop at once)")
         raise SystemExit(128 + number)
 
-    noted, again = [], signals.SecondSignal()
+    received: list[int] = []
+    is_second = signals.SecondSignal()
     with signals.handling(stop, signal.SIGINT, signal.SIGTERM):
         yield
 
 
 def run_parallel(
-    label: str, jobs: dict[str, tuple], pool: ProcessPoolExecutor, log: Path, live: Callable | None = None
-) -> dict:
-    """{name: function(*arguments)} of jobs {name: (function, arguments...)}, as many at a time as the pool has workers,
-    under one bar.
+    label: str,
+    jobs: dict[Hashable, tuple],
+    pool: ProcessPoolExecutor,
+    folder: Path,
+    progress: Callable[[], tuple[float, str]] | None = None,
+) -> dict[Hashable, Any]:
+    """{name: function(*arguments)} for jobs {name: (function, *arguments)}, under one progress bar.
 
-    live() -> (share done 0..1, text) is asked again and again for what the bar shows.
+    As many jobs run at a time as the pool has workers; their messages go to log.txt in the folder. progress() -> (share
+    that is done, from 0 to 1; text for the bar) is called again and again. Without it the bar shows how many jobs ended.
     """
-    results = {}
-    bar = tqdm(
-        total=100, desc=label, bar_format="{desc:<12} {percentage:3.0f}% |{bar:24}| {elapsed}<{remaining}{postfix}"
-    )
-    pause = 0.5 if sys.stderr.isatty() else 15.0  # a log file needs no line every half second
-    with bar:
-        futures = {pool.submit(do_job, log, *job): name for name, job in jobs.items()}
+    results: dict[Hashable, Any] = {}
+    shape = "{desc:<12} {percentage:3.0f}% |{bar:24}| {elapsed}<{remaining}{postfix}"
+    interval = 0.5 if sys.stderr.isatty() else 15.0  # seconds; a log file needs no line every half second
+    with tqdm(total=100, desc=label, bar_format=shape) as bar:
+        names = {pool.submit(do_job, folder / "log.txt", *job): name for name, job in jobs.items()}
+        pending = set(names)
         try:
-            pending = set(futures)
             while pending:
-                done, pending = wait(pending, timeout=pause, return_when=FIRST_COMPLETED)
-                for future in done:
-                    results[futures[future]] = future.result()
-                share, text = live() if live else (len(results) / len(jobs), "")
+                ended, pending = wait(pending, timeout=interval, return_when=FIRST_COMPLETED)
+                for future in ended:
+                    results[names[future]] = future.result()
+                share, text = progress() if progress else (len(results) / len(jobs), "")
                 bar.set_postfix_str(text, refresh=False)
                 bar.update(round(100 * share) - bar.n if pending else 100 - bar.n)
                 bar.refresh()
-        except BaseException:  # an error or a signal: the others save and end, their folders can be resumed
+        except BaseException:
+            # an error or a signal: the other workers save and end, so that their runs can be resumed
             pool.shutdown(wait=False, cancel_futures=True)
             for child in multiprocessing.active_children():
                 child.terminate()
@@ -141,20 +169,39 @@ def run_parallel(
     return {name: results[name] for name in jobs}
 
 
-def watch(folders: dict, total: float, number: str, show: str, of: str = "step") -> Callable[[], tuple[float, str]]:
-    """live() for runs in folders: progress of `of` towards its total from their metrics.jsonl, and the latest value of
-    `number`."""
+def train_parallel(
+    label: str,
+    train: Callable,
+    configs: dict[Hashable, Any],
+    pool: ProcessPoolExecutor,
+    folder: Path,
+    total: float,
+    shown: str,
+    *,
+    of: str = "step",
+) -> dict[Hashable, Any]:
+    """{name: train(config)} for training runs {name: config}, under one progress bar.
 
-    def live() -> tuple[float, str]:
+    The bar follows each run's metrics.jsonl: the run is through when the column `of` reaches `total`. Beside the bar stands
+    the newest value of the column `shown`, val_loss or score, of a run that still goes on.
+    """
+    text = {"val_loss": "val loss {:.3f}", "score": "score {:.1%}"}[shown]
+
+    def progress() -> tuple[float, str]:
         share, latest = 0.0, ""
-        for folder in folders.values():
-            path = folder / "metrics.jsonl"
+        for out in (Path(c.out) for c in configs.values()):
+            path = out / "metrics.jsonl"
             rows = read_metrics(path) if path.exists() else []
-            values = [r[number] for r in rows if number in r]
-            ended = any((folder / f).exists() for f in ("checkpoints.json", "curve.json"))
-            share += 1 if ended else min(1, rows[-1].get(of, 0) / total) if rows else 0
+            values = [row[shown] for row in rows if shown in row]
+            # the trainers write one of these files as the last thing they do
+            ended = (out / "checkpoints.json").exists() or (out / "curve.json").exists()
+            if ended:
+                share += 1
+            elif rows:
+                share += min(1, rows[-1].get(of, 0) / total)
             if values and not ended:
-                latest = f"{folder.name}: {show.format(values[-1])}"
-        return share / len(folders), latest
+                latest = f"{out.name}: {text.format(values[-1])}"
+        return share / len(configs), latest
 
-    return live
+    jobs = {name: (train, c) for name, c in configs.items()}
+    return run_parallel(label, jobs, pool, folder, progress)
