@@ -111,6 +111,7 @@ def test_a_field_without_a_comment_is_an_error_that_says_so():
 
 
 COMMANDS = {
+    "nanopcf.ceiling.curves": "CurvesConfig",
     "train_sft": "SFTConfig",
     "train_rl": "RLConfig",
     "pipeline": "PipelineConfig",

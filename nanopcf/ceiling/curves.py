@@ -9,8 +9,8 @@ are fractions or percentages, one of them for the whole file. What is wrong in a
 with the row number on stderr, and exit code 2; the other branches are fitted and reported.
 """
 
-import argparse
 import csv
+import math
 import multiprocessing
 import os
 import sys
@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -25,6 +26,8 @@ from nanopcf import ceiling
 from nanopcf.ceiling import CeilingFit
 from nanopcf.ceiling.law import law_at, least_squares
 from nanopcf.ceiling.published import fit_paper
+from nanopcf.run import config, files
+from nanopcf.run.config import Argument, Positive
 
 COLUMNS = ["dataset", "sft_step", "x_sft", "stage", "x", "score"]
 FRACTIONS = (0.3, 0.5, 0.7)  # --holdout: fit on the first so many of the points
@@ -304,6 +307,24 @@ def draw_ceilings(panel, mine: list[tuple[Key, CeilingFit]], branches: dict[Key,
 # ---- the command ----
 
 
+@dataclass(frozen=True)
+class CurvesConfig(config.Config):
+    curves: Argument  # dataset,sft_step,x_sft,stage,x,score
+    json: str = ""  # file to write, with one object per branch
+    plot: str = ""  # figure to draw of curves and ceilings (needs matplotlib)
+    holdout: bool = False  # forecast from 30, 50 and 70 % of each curve
+    stop_gain: Positive = math.inf  # points, for 'stop at' (inf: 1 of 100)
+    method: Literal["posterior", "paper"] = "posterior"  # posterior, or paper (Appendix F)
+    settings: str = ""  # CSV of the paper's choices for each branch
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.settings and self.method != "paper":
+            raise ValueError("--settings: only for --method paper")
+        if self.holdout and self.method == "paper":
+            raise ValueError("--holdout: only for --method posterior")
+
+
 def fit_branch(b: Branch, max_score: float, method: str, settings: dict) -> CeilingFit | str:
     """The fit, or what is wrong with the branch."""
     try:
@@ -317,38 +338,18 @@ def fit_branch(b: Branch, max_score: float, method: str, settings: dict) -> Ceil
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="nanopcf.ceiling", description="RL ceilings, with 90 % intervals")
-    parser.add_argument("curves", metavar="CURVES.csv", help="columns dataset,sft_step,x_sft,stage,x,score")
-    parser.add_argument("--json", metavar="OUT.json", help="write one object a branch")
-    parser.add_argument("--plot", metavar="OUT.png", help="draw curves and ceilings (needs matplotlib)")
-    parser.add_argument(
-        "--holdout", action="store_true", help="forecast the rest from the first 30, 50, 70 %% of each curve"
-    )
-    parser.add_argument(
-        "--stop-gain", type=float, metavar="POINTS", help="for the column 'stop at' (default: 1 point of 100)"
-    )
-    parser.add_argument(
-        "--method", choices=["posterior", "paper"], default="posterior", help="paper: as published (Appendix F)"
-    )
-    parser.add_argument("--settings", metavar="TABLE.csv", help="the paper's choices by hand for each branch")
-    args = parser.parse_args(argv)
     try:
-        if args.settings and args.method != "paper":
-            raise ValueError("--settings: only for --method paper")
-        if args.holdout and args.method == "paper":
-            raise ValueError("--holdout: only for --method posterior")
-        if args.stop_gain is not None and not args.stop_gain > 0:
-            raise ValueError(f"--stop-gain {args.stop_gain:g}: must be above 0")
-        settings = read_settings(args.settings) if args.settings else {}
-        branches, errors = read_curves(args.curves)
+        c = config.parse(CurvesConfig, __doc__, argv)
+        settings = read_settings(c.settings) if c.settings else {}
+        branches, errors = read_curves(c.curves)
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 
     max_score = 1.0 if all(s <= 1 for b in branches.values() for s in [*b.y, b.p_sft or 0.0]) else 100.0
-    stop_gain = args.stop_gain or max_score / 100
+    stop_gain = c.stop_gain if math.isfinite(c.stop_gain) else max_score / 100
     wanted = [(key, b) for key, b in branches.items() if b.x]  # no RL started from the others
-    tasks = [(b, max_score, args.method, settings.get(key if key[1] else BASE, {})) for key, b in wanted]
+    tasks = [(b, max_score, c.method, settings.get(key if key[1] else BASE, {})) for key, b in wanted]
     if len(tasks) > 50:
         for library in ("OPENBLAS", "OMP", "MKL"):  # a thread a worker, or they wait for each other
             os.environ.setdefault(f"{library}_NUM_THREADS", "1")
@@ -359,24 +360,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     fits: dict[Key, CeilingFit] = {}
     for (key, b), outcome in zip(wanted, outcomes, strict=True):
         if isinstance(outcome, str):
-            errors.append(f"{args.curves}: row {b.row}: {name(key)}: {outcome}")
+            errors.append(f"{c.curves}: row {b.row}: {name(key)}: {outcome}")
         else:
             fits[key] = outcome
 
     print(table(fits, max_score, stop_gain))
     records = {key: record(key, branches[key], f, stop_gain) for key, f in fits.items()}
-    if args.holdout:
+    if c.holdout:
         results = {key: holdout(branches[key], max_score) for key in fits}
         print("\n" + holdout_table(results, fits))
         for key, result in results.items():
             records[key]["holdout"] = result
     try:
-        if args.json:
-            from nanopcf.run import files  # imports torch, which nothing else here needs
-
-            files.write_json(Path(args.json), list(records.values()))
-        if args.plot and fits:
-            plot(fits, branches, args.plot)
+        if c.json:
+            files.write_json(Path(c.json), list(records.values()))
+        if c.plot and fits:
+            plot(fits, branches, c.plot)
     except (OSError, ImportError, ValueError) as error:
         errors.append(str(error))
     for error in errors:
