@@ -7,13 +7,15 @@
 stderr, the exit code is 2, and the other branches are fitted and reported all the same.
 """
 
-import argparse
+import math
 import multiprocessing
 import os
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from nanopcf import ceiling
 from nanopcf.ceiling import CeilingFit
@@ -21,7 +23,8 @@ from nanopcf.ceiling.curve_files import BASE, COLUMNS, Branch, Key, branch_name,
 from nanopcf.ceiling.drawing import plot
 from nanopcf.ceiling.forecasts import FRACTIONS, holdout, holdout_table
 from nanopcf.ceiling.published import fit_paper
-from nanopcf.run import files
+from nanopcf.run import config, files
+from nanopcf.run.config import Argument, Positive
 
 __all__ = ["BASE", "COLUMNS", "FRACTIONS", "Branch", "holdout", "main", "read_curves", "read_settings"]
 
@@ -110,57 +113,55 @@ def record(key: Key, branch: Branch, fit: CeilingFit, stop_gain: float) -> dict:
 # ---- the command ----
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="nanopcf.ceiling", description="RL ceilings, with 90 % intervals")
-    parser.add_argument("curves", metavar="CURVES.csv", help="columns dataset,sft_step,x_sft,stage,x,score")
-    parser.add_argument("--json", metavar="OUT.json", help="write one object a branch")
-    parser.add_argument("--plot", metavar="OUT.png", help="draw curves and ceilings (needs matplotlib)")
-    parser.add_argument(
-        "--holdout", action="store_true", help="forecast the rest from the first 30, 50, 70 %% of each curve"
-    )
-    parser.add_argument(
-        "--stop-gain", type=float, metavar="POINTS", help="for the column 'stop at' (default: 1 point of 100)"
-    )
-    parser.add_argument(
-        "--method", choices=["posterior", "paper"], default="posterior", help="paper: as published (Appendix F)"
-    )
-    parser.add_argument("--settings", metavar="TABLE.csv", help="the paper's choices by hand for each branch")
-    args = parser.parse_args(argv)
-    try:
-        if args.settings and args.method != "paper":
+@dataclass(frozen=True)
+class CurvesConfig(config.Config):
+    curves: Argument  # CSV of dataset,sft_step,x_sft,stage,x,score
+    json: str = ""  # file to write, with one object per branch
+    plot: str = ""  # figure to draw of curves and ceilings (needs matplotlib)
+    holdout: bool = False  # forecast from 30, 50 and 70 % of each curve
+    stop_gain: Positive = math.inf  # points, for 'stop at' (inf: 1 of 100)
+    method: Literal["posterior", "paper"] = "posterior"  # posterior, or paper (Appendix F)
+    settings: str = ""  # CSV of the paper's choices for each branch
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.settings and self.method != "paper":
             raise ValueError("--settings: only for --method paper")
-        if args.holdout and args.method == "paper":
+        if self.holdout and self.method == "paper":
             raise ValueError("--holdout: only for --method posterior")
-        if args.stop_gain is not None and not args.stop_gain > 0:
-            raise ValueError(f"--stop-gain {args.stop_gain:g}: must be above 0")
-        settings = read_settings(args.settings) if args.settings else {}
-        branches, errors = read_curves(args.curves)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    try:
+        c = config.parse(CurvesConfig, __doc__, argv)
+        settings = read_settings(c.settings) if c.settings else {}
+        branches, errors = read_curves(c.curves)
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 
     max_score = 1.0 if all(s <= 1 for b in branches.values() for s in [*b.y, b.p_sft or 0.0]) else 100.0
-    stop_gain = args.stop_gain or max_score / 100
+    stop_gain = c.stop_gain if math.isfinite(c.stop_gain) else max_score / 100
     with_rl = {key: branch for key, branch in branches.items() if branch.x}  # no RL started from the others
     fits: dict[Key, CeilingFit] = {}
-    for key, outcome in fit_branches(with_rl, max_score, args.method, settings).items():
+    for key, outcome in fit_branches(with_rl, max_score, c.method, settings).items():
         if isinstance(outcome, str):
-            errors.append(f"{args.curves}: row {branches[key].row}: {branch_name(key)}: {outcome}")
+            errors.append(f"{c.curves}: row {branches[key].row}: {branch_name(key)}: {outcome}")
         else:
             fits[key] = outcome
 
     print(table(fits, max_score, stop_gain))
     records = {key: record(key, branches[key], fit, stop_gain) for key, fit in fits.items()}
-    if args.holdout:
+    if c.holdout:
         forecasts = {key: holdout(branches[key], max_score) for key in fits}
         print("\n" + holdout_table(forecasts, fits))
         for key, of_branch in forecasts.items():
             records[key]["holdout"] = of_branch
     try:
-        if args.json:
-            files.write_json(Path(args.json), list(records.values()))
-        if args.plot and fits:
-            plot(fits, branches, args.plot)
+        if c.json:
+            files.write_json(Path(c.json), list(records.values()))
+        if c.plot and fits:
+            plot(fits, branches, c.plot)
     except (OSError, ImportError, ValueError) as error:
         errors.append(str(error))
     for error in errors:

@@ -1,0 +1,149 @@
+"""Settings: the checks of each type, from Python, from TOML and from flags; and the help."""
+
+import importlib
+import math
+import os
+import subprocess
+import sys
+from dataclasses import dataclass, fields
+from typing import Literal
+
+import pytest
+from conftest import ROOT
+
+from nanopcf.run import config
+from nanopcf.run.config import Argument, Count, Device, DType, Natural, NonNegative, Positive, Share
+
+
+@dataclass(frozen=True)
+class Everything(config.Config):
+    folder: Argument  # where
+    name: str  # what
+    count: Count = 1  # at least 1
+    natural: Natural = 0  # at least 0
+    positive: Positive = 1.0  # above 0
+    non_negative: NonNegative = 0.0  # at least 0
+    share: Share = 0.5  # 0 to 1
+    word: Literal["left", "right"] = "left"  # left or right, 100 %
+    device: Device = "auto"  # of the work
+    dtype: DType = "auto"  # of the weights
+    several: tuple[Positive, ...] = (1.0, 2.0)  # each above 0
+    yes: bool = False  # or no
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(count=0), "--count must be at least 1, got 0"),
+        (dict(natural=-1), "--natural must be at least 0, got -1"),
+        (dict(positive=0), "--positive must be above 0, got 0.0"),
+        (dict(positive=math.nan), "--positive must be above 0, got nan"),
+        (dict(non_negative=-0.5), "--non-negative must be at least 0, got -0.5"),
+        (dict(non_negative=math.nan), "--non-negative must be at least 0, got nan"),
+        (dict(share=1.01), "--share is a share from 0 to 1, got 1.01"),
+        (dict(share=math.nan), "--share is a share from 0 to 1, got nan"),
+        (dict(word="up"), "--word must be left or right, got 'up'"),
+        (dict(device="xyz"), "--device must be auto, cpu, cuda or mps, got 'xyz'"),
+        (dict(dtype="int8"), "--dtype must be auto, float32 or bfloat16, got 'int8'"),
+        (dict(several=(1.0, 0.0)), "--several must be above 0, got 0.0"),
+        (dict(folder=""), "--folder must not be empty, got ''"),
+    ],
+)
+def test_values_that_break_a_rule(change, message):
+    """Whoever makes the dataclass, Python or a file."""
+    values = dict(folder="f", name="n") | change
+    for make in (lambda: Everything(**values), lambda: config.from_dict(Everything, values, "x.toml")):
+        with pytest.raises(ValueError) as caught:
+            make()
+        assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(count="3"), "count must be int, got '3'"),
+        (dict(count=3.0), "count must be int, got 3.0"),
+        (dict(count=True), "count must be int, got True"),
+        (dict(positive=True), "positive must be float, got True"),
+        (dict(yes=1), "yes must be bool, got 1"),
+        (dict(name=3), "name must be str, got 3"),
+        (dict(several=3.0), "several must be tuple[float, ...], got 3.0"),
+        (dict(several=["a"]), "several must be float, got 'a'"),
+        (dict(positive=10**400), "int too large to convert to float"),
+    ],
+)
+def test_values_of_another_type(change, message):
+    values = dict(folder="f", name="n") | change
+    with pytest.raises((TypeError, OverflowError)) as caught:
+        Everything(**values)
+    assert str(caught.value) == message
+    with pytest.raises(ValueError) as caught:
+        config.from_dict(Everything, values, "x.toml")
+    assert str(caught.value) == f"x.toml: {message}"
+
+
+def test_files_and_flags_become_the_types_of_their_fields(tmp_path):
+    """Lists become tuples and integers floats; a flag wins over the file; an argument has no flag."""
+    (tmp_path / "c.toml").write_text('name = "file"\nseveral = [3, 4]\npositive = 2\nyes = true\n')
+    c = config.parse(Everything, "", ["here", "--config", str(tmp_path / "c.toml"), "--name", "flag"])
+    assert (c.folder, c.name, c.yes) == ("here", "flag", True)
+    assert c.several == (3.0, 4.0) and all(type(v) is float for v in (*c.several, c.positive))
+    c = config.parse(Everything, "", ["--name", "n", "--several", "5", "6", "--yes", "--word", "right", "--", "here"])
+    assert (c.folder, c.several, c.word) == ("here", (5.0, 6.0), "right")
+    with pytest.raises(ValueError, match=r"^command line: required: --name$"):
+        config.parse(Everything, "", ["here"])
+
+
+def test_an_argument_that_is_missing(capsys):
+    with pytest.raises(SystemExit):
+        config.parse(Everything, "", ["--name", "n"])
+    assert capsys.readouterr().err == "error: the following arguments are required: FOLDER (see --help)\n"
+
+
+def test_a_field_without_a_comment_is_an_error_that_says_so():
+    @dataclass(frozen=True)
+    class Silent(config.Config):
+        number: int = 1  # told
+        other: int = 2
+
+    with pytest.raises(ValueError, match=r"Silent\.\w+ needs a comment at the end of its line: it is the help"):
+        config.parse(Silent, "", [])
+
+
+COMMANDS = {
+    "nanopcf.ceiling.curves": "CurvesConfig",
+    "train_sft": "SFTConfig",
+    "train_rl": "RLConfig",
+    "pipeline": "PipelineConfig",
+    "nanopcf.evaluate": "EvaluateConfig",
+    "nanopcf.generate": "GenerateConfig",
+    "nanopcf.interop.mathematics": "AgreementConfig",
+    "nanopcf.tools.clean": "CleanConfig",
+    "nanopcf.tools.replay": "ReplayConfig",
+    "nanopcf.tools.show": "ShowConfig",
+    "nanopcf.tools.smollm2": "SmolLM2Config",
+}
+
+
+@pytest.mark.parametrize("columns", [80, 130])
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_is_one_line_per_flag(name, columns, monkeypatch, capsys):
+    module = importlib.import_module(name)
+    cls = getattr(module, COMMANDS[name])
+    monkeypatch.setenv("COLUMNS", str(columns))
+    with pytest.raises(SystemExit) as ended:
+        config.parse(cls, module.__doc__, ["--help"])
+    lines = capsys.readouterr().out.splitlines()
+    assert ended.value.code == 0 and max(map(len, lines)) < columns
+    settings = [line.split()[0] for line in lines if line.startswith("  ")]  # a second line would add its first word
+    expected = ["-h,", "--config"]
+    for field in fields(cls):
+        is_argument = config.NOT_EMPTY in config.take_apart(field.type)[1]
+        expected.append(field.name.upper() if is_argument else config.flag(field.name))
+    assert sorted(settings) == sorted(expected)
+
+
+def test_a_module_is_named_as_it_is_started():
+    command = [sys.executable, "-m", "nanopcf.tools.smollm2", "--help"]
+    done = subprocess.run(command, cwd=ROOT, env={**os.environ, "COLUMNS": "80"}, capture_output=True, text=True)
+    assert done.stdout.startswith("usage: python -m nanopcf.tools.smollm2 FOLDER [--flag VALUE ...]\n")
