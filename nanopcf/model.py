@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from kernels.products import Linear, linear, can_return_float32_sums
+from kernels.products import Linear, can_return_float32_sums, linear
 
 Rope = tuple[Tensor, Tensor]  # cosines and sines of every position, each [B or 1, T, 1, hd]
 
