@@ -49,7 +49,7 @@ def by_onednn(a: Tensor, b: Tensor) -> bool:
     return ONEDNN and fits and a.shape[0] * b.numel() >= SMALL
 
 
-def sums_leave_in_float32(a: Tensor) -> bool:
+def can_return_float32_sums(a: Tensor) -> bool:
     """Can products of half-precision `a` return the float32 sums that a GPU computes anyway (out_dtype)?"""
     return a.is_cuda and a.dtype != torch.float32 and TORCH >= (2, 10)
 
@@ -64,7 +64,7 @@ def add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
     if by_onednn(a.T, b):
         for part, columns in zip(total.split(ROWS), a.split(ROWS, dim=1), strict=True):
             part.add_(onednn(columns.contiguous().T, b.T))
-    elif total.dtype == torch.float32 and sums_leave_in_float32(a):
+    elif total.dtype == torch.float32 and can_return_float32_sums(a):
         torch.addmm(total, a.T, b, out_dtype=total.dtype, out=total)
     else:
         total.addmm_(a.T.to(total.dtype), b.to(total.dtype))

@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from kernels.products import Linear, linear, sums_leave_in_float32
+from kernels.products import Linear, can_return_float32_sums, linear
 
 Rope = tuple[Tensor, Tensor]  # cosines and sines of every position, each [B or 1, T, 1, hd]
 
@@ -44,7 +44,7 @@ class ModelConfig:
     head_dim: int = 0  # hd; 0 means width // heads
     mlp_width: int = 176  # inner width of the SwiGLU
     max_length: int = 256  # the longest sequence, in tokens
-    rope_theta: float = 10_000.0
+    rope_theta: float = 10_000.0  # the slowest pair of dimensions turns about this many times slower than the fastest
     rope_factor: float = 1.0  # Llama 3 slows its slow rotations down by this factor (1: not at all)
     rope_low_freq: float = 1.0  # the other three numbers of Llama 3's rule: see rope_frequencies
     rope_high_freq: float = 4.0
@@ -266,7 +266,7 @@ class Transformer(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden [..., D] -> float32 logits [..., V], for sampling and for inspection. Losses go through `kernels`."""
-        if sums_leave_in_float32(hidden) and hidden.dim() == 2:
+        if can_return_float32_sums(hidden) and hidden.dim() == 2:
             return torch.mm(hidden, self.head_weight.T, out_dtype=torch.float32)  # never rounded to bfloat16
         return linear(hidden, self.head_weight).float()
 
