@@ -102,7 +102,6 @@ import torch
 import kernels
 from nanopcf import checkpoint
 from nanopcf.data import Example, Format, encode_prompts, read_examples
-from nanopcf.metrics import progress_text, step_metrics
 from nanopcf.model import Transformer
 from nanopcf.objectives import (
     RECIPES,
@@ -118,12 +117,15 @@ from nanopcf.objectives import (
 )
 from nanopcf.optim import SCHEDULES, Optimizer, learning_rate
 from nanopcf.packing import batch_indices, pack, token_logprobs, trained_hidden
-from nanopcf.rollouts import Batch, Group, Problem, Rollout, complete, make_batch, roll_out, step_flops
+from nanopcf.rollouts import Batch, Group, Problem, Rollout, make_batch, roll_out, step_flops
 from nanopcf.run import files, log, machine, parallel, signals
 from nanopcf.run.folder import Metrics, checkpoints, open_run
-from nanopcf.sampler import Sampler, slots_that_fit
+from nanopcf.run.machine import slots_that_fit
+from nanopcf.sampler import Sampler
+from nanopcf.scoring import complete
 from nanopcf.tokenizer import TextTokenizer
 from nanopcf.tools import recipes, replay
+from nanopcf.tools.metrics import progress_text, step_metrics
 
 # stop_unless_finite(what, value, rows, extras): ends the run when a number is not finite, and keeps what led to it
 Check = Callable[..., None]

@@ -22,11 +22,12 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from nanopcf import ceiling, selector  # noqa: E402
+from nanopcf import ceiling  # noqa: E402
 from nanopcf.ceiling import curves  # noqa: E402
 from nanopcf.ceiling.posterior import DRAWS  # noqa: E402
 from nanopcf.ceiling.published import bootstrap, fit_paper  # noqa: E402
 from nanopcf.ceiling.robust import collapse_point  # noqa: E402
+from nanopcf.report.agreement import agreement  # noqa: E402
 
 CONTRADICTION = ("", 0)  # pure RL: the table prints 77.3 beside P_sft 46.7 + PL_rl 25.3 = 72.0
 TABLE_5 = {"S1K": 0.51, "Easy102K": 0.44, "Uniform102K": 0.42, "Hard102K": 0.40, "SFT889K": 0.37}  # min validation loss
@@ -226,15 +227,12 @@ def claims(branches: dict, fits: dict, table: dict) -> str:
     )
     known = [d for d in best if d in TABLE_5]
     if len(known) >= 3:
-        r = [
-            selector.agreement([TABLE_5[d] for d in known], [best[d][i] for d in known])["pearson"]
-            for i in range(0, DRAWS, 8)
-        ]
+        r = [agreement([TABLE_5[d] for d in known], [best[d][i] for d in known])["pearson"] for i in range(0, DRAWS, 8)]
         low, high = np.quantile([v for v in r if v is not None], [0.05, 0.95])
         said.append(
             f"  With their minimum validation losses, Pearson's r over these {len(known)} sets lies in [{low:.2f}, {high:.2f}] (90 % of draws)."
         )
-    seven = selector.agreement([0.51, 0.44, 0.42, 0.41, 0.40, 0.39, 0.37], [77.3, 78.8, 79.7, 82.6, 82.8, 82.8, 84.0])
+    seven = agreement([0.51, 0.44, 0.42, 0.41, 0.40, 0.39, 0.37], [77.3, 78.8, 79.7, 82.6, 82.8, 82.8, 84.0])
     said.append(
         f"  From the published numbers of all seven sets: r = {seven['pearson']:.2f}, 90 % interval [{seven['pearson_interval'][0]:.2f}, {seven['pearson_interval'][1]:.2f}] (Fisher), Spearman {seven['spearman']:.2f} with p = {seven['p_value']:.4f}."
     )

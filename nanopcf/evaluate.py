@@ -14,7 +14,6 @@ import json
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from math import comb
 from pathlib import Path
 from typing import Literal
 
@@ -25,11 +24,11 @@ from nanopcf import checkpoint, rewards
 from nanopcf.data import Example, Format, encode_prompts, read_examples
 from nanopcf.interop.mathematics import verifier
 from nanopcf.model import Transformer
-from nanopcf.rollouts import complete
 from nanopcf.run import config, files, log, machine
 from nanopcf.run.config import Count, Device, DType, Natural
 from nanopcf.run.folder import open_run, read_metrics
-from nanopcf.sampler import slots_that_fit
+from nanopcf.run.machine import slots_that_fit
+from nanopcf.scoring import complete, pass_at_k, standard_error
 from nanopcf.tokenizer import TextTokenizer
 
 
@@ -63,26 +62,6 @@ class EvaluateConfig(config.Config):
             raise ValueError(f"--data, --ood: two files of the same name, {max(names, key=names.count)}")
         if self.resume and not self.out:
             raise ValueError("--resume needs --out, the folder to go on in")
-
-
-# ---- statistics ----
-
-
-def pass_at_k(correct: np.ndarray, k: int) -> float:
-    """The chance that k random ones of a problem's n samples hold a right one, averaged over the problems.
-
-    With c right samples it is 1 - C(n-c, k) / C(n, k), an unbiased estimate (Chen et al., 2021). correct: (problems, n)
-    of 0 and 1. Raises ValueError if k is above n.
-    """
-    n = correct.shape[1]
-    if not 1 <= k <= n:
-        raise ValueError(f"pass@{k} needs at least {k} samples a problem, there are {n}")
-    return float(np.mean([1 - comb(n - int(c), k) / comb(n, k) for c in correct.sum(axis=1)]))
-
-
-def standard_error(correct: np.ndarray) -> float:
-    """The standard error of the mean of correct (problems, samples) over problems; nan if there is only one."""
-    return float(correct.mean(axis=1).std(ddof=1) / len(correct) ** 0.5) if len(correct) > 1 else float("nan")
 
 
 # ---- one checkpoint ----

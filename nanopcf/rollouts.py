@@ -14,12 +14,10 @@ import torch
 from torch import Tensor
 
 from nanopcf import flops, packing
-from nanopcf.data import PLAIN, Example, Format
-from nanopcf.model import ModelConfig, Transformer
+from nanopcf.model import ModelConfig
 from nanopcf.objectives import Recipe
 from nanopcf.rewards import verify
 from nanopcf.sampler import Completion, Sampler
-from nanopcf.tokenizer import TextTokenizer
 
 # ---- 1. what is rolled out ----
 
@@ -216,38 +214,3 @@ def step_flops(config: ModelConfig, recipe: Recipe, drawn: list[Group], trained:
     every = [(g, r) for g in drawn for r in g.rollouts]
     group = len(drawn[0].rollouts)
     return flops.rl_step(config, prompts, group, mean_length(every), train_prompts=len(trained))
-
-
-# ---- 3. evaluation: the same way from a prompt to a verdict ----
-
-
-def complete(
-    model: Transformer,
-    tokenizer: TextTokenizer,
-    examples: list[Example],
-    *,
-    format: Format = PLAIN,
-    samples: int = 1,
-    temperature: float = 0.7,
-    top_p: float = 1.0,
-    max_new_tokens: int,
-    slots: int = 256,
-    seed: int = 0,
-    places: Sequence[int] | None = None,
-    judge: Callable[[str, str], float] = verify,
-) -> tuple[np.ndarray, list[str]]:
-    """(correct [problems, samples] of 0/1, responses as text, problem by problem)."""
-    sampler = Sampler(model, slots=slots, max_length=model.config.max_length)
-    completions = sampler.generate(
-        [format.prompt(e, tokenizer) for e in examples],
-        n=samples,
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        top_p=top_p,
-        stop_ids=tokenizer.stop_ids,
-        seed=seed,
-        places=places,
-    )
-    texts = [tokenizer.decode(c.tokens) for c in completions]
-    correct = [judge(text, examples[c.prompt_index].answer) for text, c in zip(texts, completions, strict=True)]
-    return np.array(correct).reshape(len(examples), samples), texts

@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nanopcf.model import KVCache, Transformer
-from nanopcf.run import machine
+from nanopcf.run.counted_random import counter_uniforms
 from nanopcf.run.cuda_graphs import Replay, graph_capture
 
 PREFILL_ROWS = 32  # prompts that go through the model together
@@ -38,23 +38,6 @@ class Completion:
     tokens: list[int]  # including the end token, when there is one
     logprobs: list[float]  # of each token, under the distribution that it was drawn from
     finish_reason: str  # "stop" (an end token) or "length"
-
-
-def counter_uniforms(seed: int, rows: np.ndarray, columns: int) -> np.ndarray:
-    """[len(rows), columns] float32 in [0, 1): entry (i, t) is a hash of (seed, rows[i], t), made as in splitmix64."""
-
-    def mix(z: np.ndarray) -> np.ndarray:
-        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return z ^ (z >> np.uint64(31))
-
-    step = np.uint64(0x9E3779B97F4A7C15)
-    with np.errstate(over="ignore"):
-        # The seed is mixed before the row is added, so that seeds 1 and 2 share nothing.
-        key = mix(np.array([seed % 2**64], dtype=np.uint64) + step)  # (1,)
-        row_key = mix(key + step * (rows.astype(np.uint64) + np.uint64(1)))[:, None]  # (rows, 1)
-        bits = mix(row_key + step * np.arange(1, columns + 1, dtype=np.uint64))  # (rows, columns)
-    return (bits >> np.uint64(40)).astype(np.float32) * np.float32(2**-24)
 
 
 def sample(logits: Tensor, uniform: Tensor, temperature: float, top_p: float) -> tuple[Tensor, Tensor]:
@@ -78,13 +61,6 @@ def sample(logits: Tensor, uniform: Tensor, temperature: float, top_p: float) ->
     threshold = (uniform * cumulative[:, -1])[:, None]  # (B, 1)
     token = torch.searchsorted(cumulative, threshold, right=True).clamp_(max=logits.shape[-1] - 1)  # (B, 1)
     return token.squeeze(-1), logprobs.gather(-1, token).squeeze(-1)
-
-
-def slots_that_fit(model: Transformer, length: int) -> int:
-    """How many sequences of `length` tokens have keys and values that fit in a quarter of the free memory: 1 to 256."""
-    c, dtype = model.config, model.head_weight.dtype
-    bytes_per_slot = 2 * c.layers * c.kv_heads * c.head_dim * length * dtype.itemsize
-    return int(min(256, max(1, machine.free_memory(model.head_weight.device) // 4 // bytes_per_slot)))
 
 
 def prefill(model: Transformer, prompts: list[list[int]]) -> tuple[KVCache, Tensor]:

@@ -405,7 +405,7 @@ def test_evaluate_and_generate_from_the_command_line(model_dir, tmp_path):
 
 
 def test_pass_at_k_against_enumeration():
-    from nanopcf.evaluate import pass_at_k
+    from nanopcf.scoring import pass_at_k
 
     correct = (np.random.default_rng(0).random((6, 7)) < 0.3).astype(float)
     for k in (1, 3, 7):

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from nanopcf.selector import agreement, select
+from nanopcf.report.agreement import agreement
+from nanopcf.selector import select
 
 
 def test_published_correlations() -> None:

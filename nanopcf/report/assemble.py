@@ -5,9 +5,10 @@ from typing import Any
 
 import torch
 
-from nanopcf import ceiling, selector
+from nanopcf import ceiling
 from nanopcf.data import Example
 from nanopcf.report import paradigms
+from nanopcf.report.agreement import agreement
 from nanopcf.report.claims import claims
 from nanopcf.run import log
 
@@ -56,9 +57,9 @@ def judge(report: dict) -> dict:
     for row in report["selector"]["ranking"]:
         branch = branch_at[row["name"], row["recommended_step"]]
         ranking.append({**row, "a_post": branch["a_post"], "status": branch["status"]})
-    agreement = selector.agreement([r["min_val_loss"] for r in ranking], [r["a_post"] for r in ranking])
+    correlation = agreement([r["min_val_loss"] for r in ranking], [r["a_post"] for r in ranking])
     chosen = report["selector"]["chosen"]
-    judged = report | {"branches": branches, "selector": {"chosen": chosen, "ranking": ranking, **agreement}}
+    judged = report | {"branches": branches, "selector": {"chosen": chosen, "ranking": ranking, **correlation}}
     return judged | {"claims": claims(judged)}
 
 

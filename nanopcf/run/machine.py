@@ -170,3 +170,10 @@ def try_out(what: str, work: Callable[[], None], device: torch.device) -> None:
     else:
         memory = "memory isn't known here"
     announce(f"{what}: fits; {memory}; {time.perf_counter() - started:.2f} s")
+
+
+def slots_that_fit(model: torch.nn.Module, length: int) -> int:
+    """How many sequences of `length` tokens have keys and values that fit in a quarter of the free memory: 1 to 256."""
+    c, dtype = model.config, model.head_weight.dtype
+    bytes_per_slot = 2 * c.layers * c.kv_heads * c.head_dim * length * dtype.itemsize
+    return int(min(256, max(1, free_memory(model.head_weight.device) // 4 // bytes_per_slot)))
