@@ -157,7 +157,7 @@ from nanopcf.run import signals
 
 with signals.stoppable():
     os.kill(os.getpid(), signal.SIGINT)
-    os.kill(os.getpid(), signal.SIGINT)  # at the heels of the first: it counts as one
+    os.kill(os.getpid(), signal.SIGINT)  # so soon after the first that it counts as the same one
     print("once", flush=True)
     time.sleep(0.2)
     os.kill(os.getpid(), signal.SIGINT)
@@ -177,8 +177,11 @@ def test_a_full_disk_is_one_sentence_and_the_last_checkpoint_stays(model_dir, tm
     process.kill()
     process.communicate()
     step = checkpoints(out)[-1][0]
-    small = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))  # noqa: E731
-    process = start([*arguments, "--resume"], preexec_fn=small)
+
+    def limit_files() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+
+    process = start([*arguments, "--resume"], preexec_fn=limit_files)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 2 and said.strip().splitlines()[-1].startswith("error: ") and "Traceback" not in said
     assert checkpoints(out)[-1][0] == step and not list((out / "checkpoints").glob("*.tmp"))
