@@ -89,7 +89,7 @@ def percents(points: list[dict]) -> list[float]:
 
 
 def draw_sft(plt, report: dict):
-    """One panel per candidate set: SFT scores, losses and regimes, and at each start of RL its plasticity and ceiling."""
+    """One panel per candidate set: SFT scores, losses and regimes; at each start of RL, its plasticity and ceiling."""
     candidates = report["candidates"]
     figure, panels = panel_grid(plt, len(candidates), 3.3)
     scale, unit = flops_unit(max(candidate["checkpoints"][-1]["x_sft"] for candidate in candidates))

@@ -58,16 +58,28 @@ td code { white-space: pre } pre { padding: .8rem; overflow-x: auto }
 """
 
 CAPTIONS = {
-    "fig3_sft_and_ceilings": "The paper's Fig. 3, one panel per candidate set. Blue: score after SFT (P_sft). Orange on top: "
-    "RL plasticity up to the fitted ceiling A_post, with its 90 % interval; hatched with an arrow where the curve still "
-    "rises and only a lower bound is known. Dashed: validation loss (right axis). Shades: the regimes of Eqs. 5-9.",
-    "fig8_rl_curves": "The paper's Fig. 8: score along RL from each checkpoint, the fit of Eq. 2, and the ceiling (dotted, "
-    "with its interval) where it is identified.",
-    "loss_against_ceiling": "Does the minimum validation loss, known before any RL, order the ceilings? Open circles are "
-    "still rising: their ceiling is an extrapolation.",
-    "fig2_paradigms": "The paper's Fig. 2: every paradigm's mean score over its seeds against total compute, equal for all; the "
-    "band is one standard deviation between seeds. From the SFT checkpoint (right) the SFT before it is on the axis.",
-    "compute": "All routes against total compute. Dashed: SFT alone. Solid: RL, from the checkpoint where SFT stopped.",
+    "fig3_sft_and_ceilings": (
+        "The paper's Fig. 3, one panel per candidate set. Blue: score after SFT (P_sft). Orange on top: RL "
+        "plasticity up to the fitted ceiling A_post, with its 90 % interval; hatched with an arrow where the "
+        "curve still rises and only a lower bound is known. Dashed: validation loss (right axis). Shades: the "
+        "regimes of Eqs. 5-9."
+    ),
+    "fig8_rl_curves": (
+        "The paper's Fig. 8: score along RL from each checkpoint, the fit of Eq. 2, and the ceiling (dotted, with"
+        " its interval) where it is identified."
+    ),
+    "loss_against_ceiling": (
+        "Does the minimum validation loss, known before any RL, order the ceilings? Open circles are still "
+        "rising: their ceiling is an extrapolation."
+    ),
+    "fig2_paradigms": (
+        "The paper's Fig. 2: every paradigm's mean score over its seeds against total compute, equal for all; the"
+        " band is one standard deviation between seeds. From the SFT checkpoint (right) the SFT before it is on "
+        "the axis."
+    ),
+    "compute": (
+        "All routes against total compute. Dashed: SFT alone. Solid: RL, from the checkpoint where SFT stopped."
+    ),
 }
 
 
@@ -142,8 +154,8 @@ def head_of_page(report: dict, images: dict[str, bytes]) -> str:
 <h1>How high can this model go?</h1>
 <p class="lead">{escape(headline(report))}</p>
 <div class="tiles">{tiles_html}</div>
-<p class="note">A {report["base"]["parameters"]:,}-parameter transformer {setting(report)}. Scores are pass@1 in per cent \
-at temperature 0.7, on problems seen in no training stage.</p>{no_figures}"""
+<p class="note">A {report["base"]["parameters"]:,}-parameter transformer {setting(report)}. Scores are pass@1 in \
+per cent at temperature 0.7, on problems seen in no training stage.</p>{no_figures}"""
 
 
 def headline(report: dict) -> str:
@@ -209,16 +221,20 @@ def branches_section(report: dict, images: dict[str, bytes]) -> str:
     return f"""<h2>SFT regimes and what RL adds</h2>{figure("fig3_sft_and_ceilings", images)}
 <h2>RL from each checkpoint</h2>{figure("fig8_rl_curves", images)}
 {table([*head, "verdict"], rows, numeric=(2, 3, 4, 6, 7))}
-<p class="note">A ceiling called <i>still rising</i> isn't identified by its curve: the number is what was reached, a lower bound (and PL_rl an
-extrapolation). Intervals are 90 %. Greedy accuracy is given because part of any gain at a temperature is sharpening.</p>"""
+<p class="note">A ceiling called <i>still rising</i> isn't identified by its curve: the number is what was \
+reached, a lower bound (and PL_rl an
+extrapolation). Intervals are 90 %. Greedy accuracy is given because part of any gain at a temperature \
+is sharpening.</p>"""
 
 
 def paradigms_section(rows: list[dict], images: dict[str, bytes]) -> str:
     cells = [[escape(cell) for cell in paradigms.cells(row)] for row in rows]
     return f"""<h2>Every paradigm at equal compute</h2>{figure("fig2_paradigms", images)}
 {table(paradigms.HEAD, cells, numeric=(2, 3, 4, 5))}
-<p class="note">{rows[0]["seeds"]} seeds each, {si(rows[0]["curve"][-1]["x"])} in all. Final: mean of the last {paradigms.LAST} scores, ± its standard deviation between seeds.
-Peak: mean of the best scores. Wobble: standard deviation of the scores in the second half of a run; the test set alone gives some of it.
+<p class="note">{rows[0]["seeds"]} seeds each, {si(rows[0]["curve"][-1]["x"])} in all. Final: mean of the last \
+{paradigms.LAST} scores, ± its standard deviation between seeds.
+Peak: mean of the best scores. Wobble: standard deviation of the scores in the second half of a run; the test set \
+alone gives some of it.
 The ceiling is fitted to the mean curve.</p>"""
 
 
@@ -228,8 +244,8 @@ def claims_section(report: dict) -> str:
         caution = "One seed: read this as a first look."
     else:
         caution = (
-            "One seed of a nano model: read this as a check of the machinery. Built into the task: an expert trajectory "
-            "teaches exactly the facts that stand in it, which favours larger and longer sets."
+            "One seed of a nano model: read this as a check of the machinery. Built into the task: an expert "
+            "trajectory teaches exactly the facts that stand in it, which favours larger and longer sets."
         )
     return f"""<h2>What the paper claims, and what this run shows</h2>
 {table(["claim", "this run", "evidence"], rows)}
