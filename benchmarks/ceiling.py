@@ -1,10 +1,10 @@
 """How good the ceiling fit is: on the paper's curves, and on simulated ones whose ceiling is known.
 
-    python benchmarks/ceiling.py --curves CURVES.csv --table TABLE4.csv [--simulate 2000] [--markdown]
+    python benchmarks/ceiling.py --curves CURVES.csv --table TABLE4.csv [--simulate 3000] [--markdown]
 
 CURVES.csv: scores along RL, in the format of `python -m nanopcf.ceiling`. TABLE4.csv: dataset, sft_step, a_post as
 published, and the published procedure's choices for each curve. Without them only the simulation runs. --markdown
-writes docs/ceiling.md.
+writes docs/ceiling.md: benchmarks/ceiling.md.in, with a table in place of each {name}.
 """
 
 import argparse
@@ -23,224 +23,226 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from nanopcf import ceiling  # noqa: E402
-from nanopcf.ceiling import curves  # noqa: E402
+from nanopcf.ceiling import CeilingFit  # noqa: E402
+from nanopcf.ceiling.curve_files import BASE, Branch, Key, read_curves, read_settings  # noqa: E402
+from nanopcf.ceiling.forecasts import FRACTIONS, holdout, mean_size, rmse  # noqa: E402
 from nanopcf.ceiling.posterior import DRAWS  # noqa: E402
 from nanopcf.ceiling.published import bootstrap, fit_paper  # noqa: E402
 from nanopcf.ceiling.robust import collapse_point  # noqa: E402
 from nanopcf.report.agreement import agreement  # noqa: E402
 
-CONTRADICTION = ("", 0)  # pure RL: the table prints 77.3 beside P_sft 46.7 + PL_rl 25.3 = 72.0
 TABLE_5 = {"S1K": 0.51, "Easy102K": 0.44, "Uniform102K": 0.42, "Hard102K": 0.40, "SFT889K": 0.37}  # min validation loss
+# Table 5 and Fig. 3, all seven data sets: minimum validation loss, highest ceiling.
+PUBLISHED_LOSSES = [0.51, 0.44, 0.42, 0.41, 0.40, 0.39, 0.37]
+PUBLISHED_CEILINGS = [77.3, 78.8, 79.7, 82.6, 82.8, 82.8, 84.0]
 
 
 def markdown(head: list[str], rows: list[list]) -> str:
-    lines = [head, *([str(c) for c in row] for row in rows)]
+    lines = [head, *([str(cell) for cell in row] for row in rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
-    show = lambda line: "| " + " | ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) + " |"  # noqa: E731
-    return "\n".join([show(lines[0]), "|" + "|".join("-" * (w + 2) for w in widths) + "|", *map(show, lines[1:])])
+    padded = [" | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines]
+    rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
+    return "\n".join([f"| {padded[0]} |", rule, *(f"| {line} |" for line in padded[1:])])
 
 
 # ---- the paper's curves ----
 
 
-def load(args: argparse.Namespace) -> tuple[dict, dict, dict]:
-    """Branches (pure RL once, under the key ("", 0)), the published settings, the published ceilings."""
-    branches, errors = curves.read_curves(args.curves)
+def load(curves_file: str, table_file: str | None) -> tuple[dict[Key, Branch], dict[Key, dict], dict[Key, float]]:
+    """Branches (pure RL once, under the key BASE), the published settings, the published ceilings."""
+    branches, errors = read_curves(curves_file)
     for error in errors:
         print(f"error: {error}", file=sys.stderr)
     unique = {}
-    for key, b in branches.items():
-        if b.x and b.p_sft is not None:
-            unique.setdefault(key if key[1] else curves.BASE, b)
-    settings, table = {}, {}
-    if args.table:
-        settings = curves.read_settings(args.table)
-        with open(args.table, newline="", encoding="utf-8") as file:
-            for r in csv.DictReader(file):
-                step = int(r["sft_step"])
-                table[(r["dataset"], step) if step else curves.BASE] = (
-                    float(r["p_sft"]) + float(r["pl_rl"]) if not step else float(r["a_post"])
-                )
-    return unique, settings, table
+    for key, branch in branches.items():
+        if branch.x and branch.p_sft is not None:
+            unique.setdefault(key if key[1] else BASE, branch)
+    if not table_file:
+        return unique, {}, {}
+    table = {}
+    with open(table_file, newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            if step := int(row["sft_step"]):
+                table[row["dataset"], step] = float(row["a_post"])
+            else:
+                # The row of pure RL contradicts itself: it prints 77.3 beside P_sft 46.7 + PL_rl 25.3 = 72.0.
+                table[BASE] = float(row["p_sft"]) + float(row["pl_rl"])
+    return unique, read_settings(table_file), table
 
 
-def label(key: tuple[str, int]) -> str:
+def label(key: Key) -> str:
     return f"{key[0]} {key[1]}" if key[1] else "pure RL"
 
 
-def table_4(branches: dict, settings: dict, table: dict, fits: dict) -> tuple[str, dict]:
+def table_4(
+    branches: dict[Key, Branch], table: dict[Key, float], fits: dict[Key, CeilingFit], paper_fits: dict[Key, CeilingFit]
+) -> str:
     """Every published ceiling beside the published procedure and the default, with its interval."""
-    rows, paper_fits = [], {}
-    for key in [k for k in table if k in branches]:
-        b, f = branches[key], fits[key]
-        paper = paper_fits[key] = fit_paper(b.x, b.y, b.p_sft, **settings.get(key, {}))
-        low, high = f.interval
-        rising = f.status == "still rising"
+    rows = []
+    for key, paper_fit in paper_fits.items():
+        fit = fits[key]
+        low, high = fit.interval
+        default = f">= {low:.1f}" if fit.status == "still rising" else f"{fit.a_post:.1f}"
         rows.append(
             [
                 label(key),
-                f"{b.p_sft:.1f}",
+                f"{branches[key].p_sft:.1f}",
                 f"{table[key]:.1f}",
-                f"{paper.a_post:.1f}",
-                f"{f.a_post:.1f}" if not rising else f">= {low:.1f}",
+                f"{paper_fit.a_post:.1f}",
+                default,
                 f"[{low:.1f}, {high:.1f}]",
-                f.status,
-                remark(table[key], paper, f, b),
+                fit.status,
+                remark(table[key], paper_fit, fit, branches[key]),
             ]
         )
-    head = [
-        "start of RL",
-        "P_sft",
-        "Table 4",
-        "published procedure",
-        "default",
-        "90 % interval",
-        "verdict",
-        "where one differs from Table 4 by more than 1.0",
-    ]
-    return markdown(head, rows), paper_fits
+    head = ["start of RL", "P_sft", "Table 4", "published procedure", "default", "90 % interval", "verdict"]
+    return markdown([*head, "where one differs from Table 4 by more than 1.0"], rows)
 
 
-def remark(published: float, paper: ceiling.CeilingFit, f: ceiling.CeilingFit, b: curves.Branch) -> str:
+def remark(published: float, paper_fit: CeilingFit, fit: CeilingFit, branch: Branch) -> str:
     """Why a ceiling is off, from the fit itself."""
-    said = []
-    if abs(paper.a_post - published) > 1:
-        last = b.x[np.flatnonzero(paper.kept)[-1]]
-        bound = [
-            n
-            for n, at in (
-                ("C_mid", paper.c_mid > 0.95 * last),
-                ("B", paper.b < 0.12 or paper.b > 11.5),
-                ("A_post", paper.a_post > 99.5),
-            )
-            if at
-        ]
-        said.append(
-            "procedure: " + (f"{' and '.join(bound)} at its bound, not identified" if bound else "fits these points so")
+    remarks = []
+    if abs(paper_fit.a_post - published) > 1:
+        last = branch.x[np.flatnonzero(paper_fit.kept)[-1]]
+        at_bound = {
+            "C_mid": paper_fit.c_mid > 0.95 * last,
+            "B": paper_fit.b < 0.12 or paper_fit.b > 11.5,
+            "A_post": paper_fit.a_post > 99.5,
+        }
+        names = " and ".join(name for name, is_there in at_bound.items() if is_there)
+        remarks.append(
+            f"procedure: {names} at its bound, not identified" if names else "procedure: fits these points so"
         )
-    if f.status != "still rising" and abs(f.a_post - published) > 1:
-        inside = f.interval[0] <= published <= f.interval[1]
-        why = (
-            "the best before the collapse"
-            if f.status == "collapsed"
-            else "its interval holds the published value"
-            if inside
-            else "published value outside of the interval"
-        )
-        said.append("default: " + why)
-    return "; ".join(said)
+    if fit.status != "still rising" and abs(fit.a_post - published) > 1:
+        if fit.status == "collapsed":
+            remarks.append("default: the best before the collapse")
+        elif fit.interval[0] <= published <= fit.interval[1]:
+            remarks.append("default: its interval holds the published value")
+        else:
+            remarks.append("default: published value outside of the interval")
+    return "; ".join(remarks)
 
 
-def released_splits(branches: dict, settings: dict, fits: dict) -> str:
-    """RMSE on the points that the released settings hold out: the default fitted to all before them, against the procedure."""
+def released_splits(branches: dict[Key, Branch], settings: dict[Key, dict]) -> str:
+    """RMSE on points that the released settings hold out, of the default (fitted to all before) and the procedure."""
     rows, ordinary = [], []
     for key, options in settings.items():
-        if key not in branches or options["last"] is None or options["last"] >= len(branches[key].x):
+        n = options["last"]  # points fitted
+        if key not in branches or n is None or n >= len(branches[key].x):
             continue
-        b, n = branches[key], options["last"]
-        x, y = np.array(b.x), np.array(b.y)
-        theirs = fit_paper(x, y, b.p_sft, **options).rmse_heldout
-        seen = ceiling.fit(x[:n], y[:n], b.p_sft, max_score=100.0)
-        ours = float(np.sqrt(np.mean((y[n:] - np.median(seen.draws.scores(x[n:]), 0)) ** 2)))
-        worst = np.abs(y[n:] - np.median(y[n:])).max()
-        if worst < 4:  # no collapse within the held-out part
-            ordinary.append((ours, theirs))
-        rows.append(
-            [
-                label(key),
-                n,
-                len(x) - n,
-                f"{ours:.2f}",
-                f"{theirs:.2f}",
-                "" if worst < 4 else "falls in the held-out part",
-            ]
-        )
-    mean = np.mean(ordinary, axis=0)
-    rows.append([f"mean of the {len(ordinary)} ordinary curves", "", "", f"{mean[0]:.3f}", f"{mean[1]:.3f}", ""])
+        x, y, p_sft = np.array(branches[key].x), np.array(branches[key].y), branches[key].p_sft
+        procedure = fit_paper(x, y, p_sft, **options).rmse_heldout
+        draws = ceiling.fit(x[:n], y[:n], p_sft, max_score=100.0).draws
+        default = rmse(np.median(draws.scores(x[n:]), 0), y[n:])
+        falls = np.abs(y[n:] - np.median(y[n:])).max() >= 4  # a collapse within the held-out part
+        if not falls:
+            ordinary.append((default, procedure))
+        remark = "falls in the held-out part" if falls else ""
+        rows.append([label(key), n, len(x) - n, f"{default:.2f}", f"{procedure:.2f}", remark])
+    default, procedure = np.mean(ordinary, axis=0)
+    name = f"mean of the {len(ordinary)} ordinary curves"
+    rows.append([name, "", "", f"{default:.3f}", f"{procedure:.3f}", ""])
     return markdown(["curve", "fitted", "held out", "default", "published procedure", ""], rows)
 
 
-def forecasts(branches: dict, fits: dict) -> str:
-    results = {k: curves.holdout(b, 100.0) for k, b in branches.items()}
-    falls = {
-        k
-        for k, f in fits.items()
-        if f.status == "collapsed" or (np.array(branches[k].y)[-len(branches[k].y) // 3 :] < f.a_post - 4).any()
-    }
+def forecasts(branches: dict[Key, Branch], fits: dict[Key, CeilingFit]) -> str:
+    """Means of `holdout` over the curves, with and without those that fall in their last third."""
+    results = {key: holdout(branch, 100.0) for key, branch in branches.items()}
+    falls = set()
+    for key, fit in fits.items():
+        y = np.array(branches[key].y)
+        if fit.status == "collapsed" or (y[-len(y) // 3 :] < fit.a_post - 4).any():
+            falls.add(key)
     rows = []
     for name, keys in (("no fall in the last third", set(results) - falls), ("all", set(results))):
-        for fraction in curves.FRACTIONS:
-            mine = [r for k in keys for r in results[k] if r["fraction"] == fraction]
-            mean = lambda n: np.mean([abs(r[n]) for r in mine])  # noqa: B023, E731
-            rows.append(
-                [
-                    name,
-                    len(mine),
-                    f"first {fraction:.0%}",
-                    *(f"{mean(n):.2f}" for n in ("error", "error_plain", "error_last")),
-                    f"{mean('inside'):.0%}",
-                ]
-            )
-    return markdown(
-        ["curves", "", "fitted on", "default", "plain sigmoid", "last score", "inside the 90 % interval"], rows
-    )
+        for fraction in FRACTIONS:
+            chosen = [result for key in keys for result in results[key] if result["fraction"] == fraction]
+            errors = [f"{mean_size(chosen, error):.2f}" for error in ("error", "error_plain", "error_last")]
+            rows.append([name, len(chosen), f"first {fraction:.0%}", *errors, f"{mean_size(chosen, 'inside'):.0%}"])
+    head = ["curves", "", "fitted on", "default", "plain sigmoid", "last score", "inside the 90 % interval"]
+    return markdown(head, rows)
 
 
-def claims(branches: dict, fits: dict, table: dict) -> str:
+# ---- the paper's claims ----
+
+
+def claims(fits: dict[Key, CeilingFit]) -> str:
     """The paper's three answers, as differences between draws of the fitted ceilings."""
-    draws = {k: f.draws.a_post for k, f in fits.items() if f.status in ("saturated", "still rising")}
     rng = np.random.default_rng(0)
-    shuffled = {k: rng.permutation(d) for k, d in draws.items()}  # curves are independent of each other
-    above = lambda a, b: float((shuffled[a] > shuffled[b]).mean())  # noqa: E731
-    said = []
-    if curves.BASE in draws:
-        others = {k: above(k, curves.BASE) for k in draws if k != curves.BASE}
-        sure = [k for k, p in others.items() if p > 0.95]
-        said.append(
-            f"- **SFT before RL beats pure RL.** {len(sure)} of {len(others)} ceilings of SFT-then-RL lie above pure RL's with more than 95 % probability."
-        )
-    for dataset in dict.fromkeys(k[0] for k in draws if k[1]):
-        mine = [k for k in draws if k[0] == dataset]
-        pairs = list(itertools.combinations(mine, 2))
-        told = [(a, b) for a, b in pairs if not 0.05 < above(a, b) < 0.95]
-        text = f"- **When to switch, {dataset}.** {len(told)} of {len(pairs)} pairs of checkpoints differ by more than the uncertainty"
-        said.append(
-            text
-            + (
-                ": "
-                + "; ".join(
-                    f"{max(p, key=lambda k: fits[k].a_post)[1]} over {min(p, key=lambda k: fits[k].a_post)[1]}"
-                    for p in told
-                )
-                if told
-                else ""
-            )
-            + "."
-        )
-    best = {}
-    for dataset in dict.fromkeys(k[0] for k in draws if k[1]):
-        best[dataset] = np.max([shuffled[k] for k in draws if k[0] == dataset], axis=0)
+    # Curves are independent of each other, so their draws must not be in the same order.
+    draws = {
+        key: rng.permutation(fit.draws.a_post)
+        for key, fit in fits.items()
+        if fit.status in ("saturated", "still rising")
+    }
+    groups: dict[str, list[Key]] = {}
+    for key in draws:
+        if key[1]:
+            groups.setdefault(key[0], []).append(key)
+    best = {dataset: np.max([draws[key] for key in keys], axis=0) for dataset, keys in groups.items()}
+    lines = [against_pure_rl(draws)] if BASE in draws else []
+    lines += [when_to_switch(dataset, keys, draws, fits) for dataset, keys in groups.items()]
+    return "\n".join([*lines, *which_data(best)])
+
+
+def differ(a: np.ndarray, b: np.ndarray) -> bool:
+    """Is one ceiling above the other with more than 95 % probability?"""
+    return not 0.05 < (a > b).mean() < 0.95
+
+
+def against_pure_rl(draws: dict[Key, np.ndarray]) -> str:
+    above = [(draws[key] > draws[BASE]).mean() > 0.95 for key in draws if key != BASE]
+    return (
+        f"- **SFT before RL beats pure RL.** {sum(above)} of {len(above)} ceilings of SFT-then-RL lie above pure RL's "
+        "with more than 95 % probability."
+    )
+
+
+def when_to_switch(dataset: str, keys: list[Key], draws: dict[Key, np.ndarray], fits: dict[Key, CeilingFit]) -> str:
+    pairs = list(itertools.combinations(keys, 2))
+    different = [pair for pair in pairs if differ(draws[pair[0]], draws[pair[1]])]
+    line = (
+        f"- **When to switch, {dataset}.** {len(different)} of {len(pairs)} pairs of checkpoints differ by more than "
+        "the uncertainty"
+    )
+    orders = []
+    for pair in different:
+        low, high = sorted(pair, key=lambda key: fits[key].a_post)
+        orders.append(f"{high[1]} over {low[1]}")
+    return line + (": " + "; ".join(orders) if orders else "") + "."
+
+
+def which_data(best: dict[str, np.ndarray]) -> list[str]:
+    """best: draws of the highest ceiling of each data set."""
     pairs = list(itertools.combinations(best, 2))
-    told = [(a, b) for a, b in pairs if not 0.05 < (best[a] > best[b]).mean() < 0.95]
-    said.append(
-        f"- **Which data.** {len(told)} of {len(pairs)} pairs of data sets ({', '.join(best)}) differ in their highest ceiling by more than the uncertainty."
-    )
-    known = [d for d in best if d in TABLE_5]
+    different = sum(differ(best[a], best[b]) for a, b in pairs)
+    lines = [
+        f"- **Which data.** {different} of {len(pairs)} pairs of data sets ({', '.join(best)}) differ in their highest "
+        "ceiling by more than the uncertainty."
+    ]
+    known = [dataset for dataset in best if dataset in TABLE_5]
     if len(known) >= 3:
-        r = [agreement([TABLE_5[d] for d in known], [best[d][i] for d in known])["pearson"] for i in range(0, DRAWS, 8)]
-        low, high = np.quantile([v for v in r if v is not None], [0.05, 0.95])
-        said.append(
-            f"  With their minimum validation losses, Pearson's r over these {len(known)} sets lies in [{low:.2f}, {high:.2f}] (90 % of draws)."
+        losses = [TABLE_5[dataset] for dataset in known]
+        correlations = [
+            agreement(losses, [best[dataset][i] for dataset in known])["pearson"] for i in range(0, DRAWS, 8)
+        ]
+        low, high = np.quantile([r for r in correlations if r is not None], [0.05, 0.95])
+        lines.append(
+            f"  With their minimum validation losses, Pearson's r over these {len(known)} sets lies in "
+            f"[{low:.2f}, {high:.2f}] (90 % of draws)."
         )
-    seven = agreement([0.51, 0.44, 0.42, 0.41, 0.40, 0.39, 0.37], [77.3, 78.8, 79.7, 82.6, 82.8, 82.8, 84.0])
-    said.append(
-        f"  From the published numbers of all seven sets: r = {seven['pearson']:.2f}, 90 % interval [{seven['pearson_interval'][0]:.2f}, {seven['pearson_interval'][1]:.2f}] (Fisher), Spearman {seven['spearman']:.2f} with p = {seven['p_value']:.4f}."
+    seven = agreement(PUBLISHED_LOSSES, PUBLISHED_CEILINGS)
+    low, high = seven["pearson_interval"]
+    lines.append(
+        f"  From the published numbers of all seven sets: r = {seven['pearson']:.2f}, 90 % interval "
+        f"[{low:.2f}, {high:.2f}] (Fisher), Spearman {seven['spearman']:.2f} with p = {seven['p_value']:.4f}."
     )
-    return "\n".join(said)
+    return lines
 
 
 # ---- simulated curves ----
 
+# C_mid as a share of the run.
 KINDS = {
     "saturates early (C_mid < 0.1 of the run)": (0.02, 0.1),
     "in between (0.1 to 0.5)": (0.1, 0.5),
@@ -249,7 +251,7 @@ KINDS = {
 
 
 def simulate(rng: np.random.Generator) -> dict:
-    """A run like the paper's: 14 to 80 scores, white noise and drift of about 0.4 points each, outliers; a tenth collapse."""
+    """A run like the paper's: 14 to 80 scores, noise and drift of about 0.4 points each, outliers; a tenth collapse."""
     n = int(rng.integers(14, 81))
     x = np.linspace(1 / n, 1, n) * rng.uniform(100, 250)
     p = rng.uniform(45, 78)
@@ -280,64 +282,47 @@ def simulate(rng: np.random.Generator) -> dict:
 
 def simulated(seed: int) -> dict:
     """One curve, fitted; and its bootstrap interval."""
-    c = simulate(np.random.default_rng(seed))
-    f = ceiling.fit(c["x"], c["y"], c["p"], max_score=100.0)
-    end = collapse_point(c["y"], c["p"], 100.0)
-    keep = f.kept & (np.arange(len(c["x"])) < end)
-    low, high = np.quantile(bootstrap(c["x"][keep], c["y"][keep], c["p"], max_score=100.0), [0.05, 0.95])
+    curve = simulate(np.random.default_rng(seed))
+    x, y, p_sft, truth = curve["x"], curve["y"], curve["p"], curve["truth"]
+    fit = ceiling.fit(x, y, p_sft, max_score=100.0)
+    kept = fit.kept & (np.arange(len(x)) < collapse_point(y, p_sft, 100.0))
+    low, high = np.quantile(bootstrap(x[kept], y[kept], p_sft, max_score=100.0), [0.05, 0.95])
     return dict(
-        late=c["late"],
-        tau=c["tau"],
-        collapses=c["collapses"],
-        status=f.status,
-        error=abs(f.a_post - c["truth"]),
-        inside=f.interval[0] <= c["truth"] <= f.interval[1],
-        width=f.interval[1] - f.interval[0],
-        bootstrap=low <= c["truth"] <= high,
+        late=curve["late"],
+        tau=curve["tau"],
+        collapses=curve["collapses"],
+        status=fit.status,
+        error=abs(fit.a_post - truth),
+        inside=fit.interval[0] <= truth <= fit.interval[1],
+        width=fit.interval[1] - fit.interval[0],
+        bootstrap=low <= truth <= high,
     )
 
 
 def simulation(count: int) -> str:
     with ProcessPoolExecutor() as pool:
-        found = list(pool.map(simulated, range(count), chunksize=20))
-    groups = {k: [r for r in found if a <= r["late"] < b and not r["collapses"]] for k, (a, b) in KINDS.items()}
-    groups |= {
-        "nearly white noise (tau < 0.2)": [r for r in found if r["tau"] < 0.2],
-        "strong drift (tau > 1.2)": [r for r in found if r["tau"] > 1.2],
-    }
-    groups |= {
-        "collapses": [r for r in found if r["collapses"]],
-        "called saturated": [r for r in found if r["status"] == "saturated"],
-        "all": found,
-    }
-    rows = []
-    for name, mine in groups.items():
-        share = lambda f: f"{np.mean([bool(f(r)) for r in mine]):.0%}"  # noqa: B023, E731
-        rows.append(
-            [
-                name,
-                len(mine),
-                share(lambda r: r["inside"]),
-                share(lambda r: r["bootstrap"]),
-                f"{np.median([r['width'] for r in mine]):.1f}",
-                f"{np.median([r['error'] for r in mine]):.2f}",
-                share(lambda r: r["status"] == "saturated"),
-                share(lambda r: r["status"] == "still rising"),
-                share(lambda r: r["status"] == "collapsed"),
-            ]
-        )
-    head = [
-        "curves",
-        "",
-        "interval holds the true ceiling",
-        "bootstrap's does",
-        "median width",
-        "median error of a_post",
-        "saturated",
-        "still rising",
-        "collapsed",
+        results = list(pool.map(simulated, range(count), chunksize=20))
+    groups = {}
+    for kind, (early, late) in KINDS.items():
+        groups[kind] = [r for r in results if early <= r["late"] < late and not r["collapses"]]
+    groups["nearly white noise (tau < 0.2)"] = [r for r in results if r["tau"] < 0.2]
+    groups["strong drift (tau > 1.2)"] = [r for r in results if r["tau"] > 1.2]
+    groups["collapses"] = [r for r in results if r["collapses"]]
+    groups["called saturated"] = [r for r in results if r["status"] == "saturated"]
+    groups["all"] = results
+    head = ["curves", "", "interval holds the true ceiling", "bootstrap's does", "median width"]
+    head += ["median error of a_post", "saturated", "still rising", "collapsed"]
+    return markdown(head, [[name, len(group), *coverage(group)] for name, group in groups.items()])
+
+
+def coverage(group: list[dict]) -> list[str]:
+    """The numbers of one row of the table of `simulation`."""
+    shares = [np.mean([bool(r[name]) for r in group]) for name in ("inside", "bootstrap")]
+    width, error = (np.median([r[name] for r in group]) for name in ("width", "error"))
+    verdicts = [
+        np.mean([r["status"] == status for r in group]) for status in ("saturated", "still rising", "collapsed")
     ]
-    return markdown(head, rows)
+    return [*(f"{v:.0%}" for v in shares), f"{width:.1f}", f"{error:.2f}", *(f"{v:.0%}" for v in verdicts)]
 
 
 def bootstrap_seconds() -> float:
@@ -349,28 +334,49 @@ def bootstrap_seconds() -> float:
     return time.process_time() - start
 
 
+# ---- the page ----
+
+
+def paper_tables(curves_file: str, table_file: str | None) -> dict[str, object]:
+    """Everything on the page that needs the paper's curves, by its name there."""
+    branches, settings, table = load(curves_file, table_file)
+    fits = {key: ceiling.fit(b.x, b.y, b.p_sft, max_score=100.0) for key, b in branches.items()}
+    paper_fits = {}
+    for key in table:
+        if key in branches:
+            b = branches[key]
+            paper_fits[key] = fit_paper(b.x, b.y, b.p_sft, **settings.get(key, {}))
+    off_paper = [abs(fit.a_post - table[key]) for key, fit in paper_fits.items()]
+    off_ours = [abs(fits[key].a_post - table[key]) for key in paper_fits if fits[key].status == "saturated"]
+    return {
+        "table_4": table_4(branches, table, fits, paper_fits),
+        "n": len(off_paper),
+        "paper_median": f"{np.median(off_paper):.2f}",
+        "paper_within": sum(off <= 1 for off in off_paper),
+        "identified": len(off_ours),
+        "ours_median": f"{np.median(off_ours):.2f}",
+        "ours_within": sum(off <= 1 for off in off_ours),
+        "splits": released_splits(branches, settings),
+        "forecasts": forecasts(branches, fits),
+        "claims": claims(fits),
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--curves")
     parser.add_argument("--table")
-    parser.add_argument("--simulate", type=int, default=2000, metavar="N")
+    parser.add_argument("--simulate", type=int, default=3000, metavar="N")
     parser.add_argument("--markdown", action="store_true", help="write docs/ceiling.md")
     args = parser.parse_args()
-    text = (ROOT / "benchmarks" / "ceiling.md.in").read_text(encoding="utf-8")
-    fill = dict(versions=f"Python {platform.python_version()}, numpy {np.__version__}, {datetime.date.today()}")
+    versions = f"Python {platform.python_version()}, numpy {np.__version__}, {datetime.date.today()}"
+    values: dict[str, object] = {"versions": versions}
     if args.curves:
-        branches, settings, table = load(args)
-        fits = {k: ceiling.fit(b.x, b.y, b.p_sft, max_score=100.0) for k, b in branches.items()}
-        fill["table_4"], paper_fits = table_4(branches, settings, table, fits)
-        theirs = [abs(f.a_post - table[k]) for k, f in paper_fits.items()]
-        ours = [abs(fits[k].a_post - table[k]) for k in paper_fits if fits[k].status == "saturated"]
-        fill |= dict(n=len(theirs), paper_median=f"{np.median(theirs):.2f}", paper_within=sum(d <= 1 for d in theirs))
-        fill |= dict(identified=len(ours), ours_median=f"{np.median(ours):.2f}", ours_within=sum(d <= 1 for d in ours))
-        fill |= dict(splits=released_splits(branches, settings, fits), forecasts=forecasts(branches, fits))
-        fill["claims"] = claims(branches, fits, table)
-    fill["simulation"] = simulation(args.simulate)
-    fill["seconds"] = f"{bootstrap_seconds():.2f}"
-    for name, value in fill.items():
+        values |= paper_tables(args.curves, args.table)
+    values["simulation"] = simulation(args.simulate)
+    values["seconds"] = f"{bootstrap_seconds():.2f}"
+    text = (ROOT / "benchmarks" / "ceiling.md.in").read_text(encoding="utf-8")
+    for name, value in values.items():
         text = text.replace("{" + name + "}", str(value))
     print(text)
     if args.markdown:

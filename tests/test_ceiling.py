@@ -1,4 +1,4 @@
-"""nanopcf.ceiling on curves whose ceiling is known, against brute force, and on the paper's own; nanopcf.curves."""
+"""nanopcf.ceiling on curves whose ceiling is known, against brute force, on the paper's curves; its command line."""
 
 import csv
 import json
@@ -11,6 +11,7 @@ import pytest
 
 from nanopcf import ceiling
 from nanopcf.ceiling import curves
+from nanopcf.ceiling.forecasts import mean_size
 from nanopcf.ceiling.law import B_RANGE, grid, law_at, least_squares, shape
 from nanopcf.ceiling.posterior import NOISE, posterior
 from nanopcf.ceiling.published import bootstrap, fit_paper
@@ -58,7 +59,7 @@ def test_exact_curve_is_recovered(scale: float) -> None:
 
 
 def test_least_squares_beats_brute_force() -> None:
-    """No point of a fine grid has a smaller error: the closed forms and the zoom are right, with an offset or without."""
+    """No point of a fine grid has a smaller error: the formulas and the zoom are right, with an offset or without."""
     rng = np.random.default_rng(3)
     c, b, top, e = np.meshgrid(
         np.geomspace(X[0] / 10, X[-1], 24), np.geomspace(0.4, 4, 16), np.linspace(0.4, 1, 41), np.linspace(0, 0.2, 11)
@@ -68,9 +69,9 @@ def test_least_squares_beats_brute_force() -> None:
         y = measured(law(X, 0.4 + offset, a, 3e11, 1.2), rng)
         errors = (((0.4 + e)[..., None] * (1 - g) + top[..., None] * g - y) ** 2).sum(-1)
         for free, brute in ((False, errors[e == 0].min()), (True, errors.min())):
-            found = least_squares(X, y, 0.4, 1.0, free_offset=free)
-            assert ((law_at(X, found) - y) ** 2).sum() <= brute + 1e-9
-            assert found[0] >= 0.4 and (free or found[0] == 0.4)
+            fitted = least_squares(X, y, 0.4, 1.0, free_offset=free)
+            assert ((law_at(X, fitted) - y) ** 2).sum() <= brute + 1e-9
+            assert fitted.start >= 0.4 and (free or fitted.start == 0.4)
 
 
 def test_posterior_equals_brute_force_integration() -> None:
@@ -96,7 +97,7 @@ def test_posterior_equals_brute_force_integration() -> None:
             total[i] += np.exp(log_p + 40).sum()
     below = np.append(0, np.cumsum((total[1:] + total[:-1]) / 2))
     assert interval == pytest.approx(np.interp([0.075, 0.925], below / below[-1], a), abs=0.3)
-    assert best[1] == pytest.approx(a[total.argmax()], abs=0.5)
+    assert best.a_post == pytest.approx(a[total.argmax()], abs=0.5)
 
 
 def test_outliers_are_rejected() -> None:
@@ -173,7 +174,7 @@ def test_stop_at_is_where_the_law_says() -> None:
 
 
 def test_the_published_procedure() -> None:
-    """Its options do what they say: points chosen by hand, an offset, trimming; C_mid no larger than the compute seen."""
+    """Its options do what they say: points chosen by hand, an offset, trimming. C_mid stays within the compute seen."""
     x = np.linspace(3, 200, 60)
     y = law(x, 73, 77, 40, 2.0) + 0.05 * np.cos(9 * np.arange(60))
     f = fit_paper(x, y, 70.0, free_offset=True, last=50)
@@ -196,8 +197,8 @@ def test_bootstrap_spreads_like_the_noise() -> None:
     exact = law(x, 60, 70, 10, 2.0)
     assert np.ptp(bootstrap(x, exact, 60.0, refits=50)) < 0.1
     noisy = exact + np.random.default_rng(0).normal(size=60) * 0.5
-    found = bootstrap(x, noisy, 60.0)
-    assert found.shape == (1000,) and 0.03 < found.std() < 0.3 and abs(np.median(found) - 70) < 0.4
+    ceilings = bootstrap(x, noisy, 60.0)
+    assert ceilings.shape == (1000,) and 0.03 < ceilings.std() < 0.3 and abs(np.median(ceilings) - 70) < 0.4
 
 
 @pytest.mark.parametrize(
@@ -343,7 +344,7 @@ def test_forecasts_beat_the_sigmoid_and_the_last_score(published) -> None:
     """From the first half, the mean of the last tenth, on the curves that don't collapse."""
     branches, _, table = published
     collapse = {("S1K", 62), ("Uniform102K", 1440), ("Uniform102K", 1800)}
-    found = [curves.holdout(b, 100.0)[1] for k, b in branches.items() if k in table and k not in collapse]
-    mean = lambda name: np.mean([abs(f[name]) for f in found])  # noqa: E731
-    assert mean("error") < 0.95 * mean("error_plain") < mean("error_last")
-    assert mean("rmse") < mean("rmse_plain") and mean("inside") >= 0.75
+    halves = [curves.holdout(b, 100.0)[1] for k, b in branches.items() if k in table and k not in collapse]
+    errors = {name: mean_size(halves, name) for name in halves[0]}
+    assert errors["error"] < 0.95 * errors["error_plain"] < errors["error_last"]
+    assert errors["rmse"] < errors["rmse_plain"] and errors["inside"] >= 0.75

@@ -10,7 +10,7 @@ import pipeline
 from nanopcf import evaluate, report
 from nanopcf.data import read_examples, write_jsonl
 from nanopcf.report import paradigms
-from nanopcf.report.figures import si
+from nanopcf.report.text import si
 from nanopcf.run import config, machine
 from nanopcf.tasks import make_examples
 

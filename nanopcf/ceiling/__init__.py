@@ -2,13 +2,13 @@
 
 Given points (RL compute x_i, score y_i) and P_sft, the score where RL starts, fit the scaling law of RL:
 
-    P_post(x) = s + (A_post - s) g(x),    g(x) = 1 / (1 + (x / C_mid)^-B),    s = P_sft + epsilon          (1, 2)
-    the ceiling A_post = the limit of P_post (3);    the plasticity PL_rl = A_post - P_sft                  (4)
+    P_post(x) = s + (A_post - s) g(x),    g(x) = 1 / (1 + (x / C_mid)^-B),    s = P_sft + epsilon         (1, 2)
+    ceiling A_post = limit of P_post (3);    plasticity PL_rl = A_post - P_sft                             (4)
 
-**Why least squares is not enough.** It gives one ceiling and no doubt, but a curve that still rises fits a ceiling of 80
-about as well as one of 100. And the usual error bars take every score for an independent measurement, while the policy
-drifts during training, so that neighbouring scores err together: such error bars are far too short. So `fit` asks how
-probable each ceiling is, with noise that has both parts:
+**Why least squares is not enough.** It gives one ceiling and no doubt, but a curve that still rises fits a ceiling of
+80 about as well as one of 100. And the usual error bars take every score for an independent measurement, while the
+policy drifts during training, so that neighbouring scores err together: such error bars are far too short. So `fit`
+asks how probable each ceiling is, with noise that has both parts:
 
     y = P_post(x) + drift(x) + error,    covariance = sigma^2 (1[i=j] + tau^2 exp(-|x_i - x_j| / ell))
 

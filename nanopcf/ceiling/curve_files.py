@@ -58,7 +58,7 @@ def read_curves(path: str | Path) -> tuple[dict[Key, Branch], list[str]]:
 
 
 def read_rows(rows: csv.DictReader, path: str | Path) -> tuple[dict[Key, Branch], list[str]]:
-    """The branches whose every row is right, and one sentence for each wrong row. Raises ValueError without any rows."""
+    """The branches without a wrong row, and one sentence for each wrong row. Raises ValueError if there are no rows."""
     branches: dict[Key, Branch] = {}
     errors: list[str] = []
     bad: set[Key | None] = set()

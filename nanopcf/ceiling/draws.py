@@ -1,4 +1,4 @@
-"""What a fit expects of compute that is not spent yet: laws drawn from the posterior, and the scores they would show."""
+"""What a fit expects of compute that is not spent yet: laws drawn from the posterior, and scores they would show."""
 
 from dataclasses import dataclass
 

@@ -53,7 +53,7 @@ def mean_size(forecasts: list[dict], name: str) -> float:
 
 
 def holdout_table(forecasts: dict[Key, list[dict]], fits: dict[Key, CeilingFit]) -> str:
-    """Means over the curves that didn't collapse: a forecast can't know of that."""
+    """Means over the curves that did not collapse: no forecast can foresee a collapse."""
     lines = [
         "forecasts: means over curves that didn't collapse; of the last tenth: |error| of its mean score",
         "fitted on   curves   rmse: ours  sigmoid  last score   last tenth: ours  sigmoid  last score   inside 90%",

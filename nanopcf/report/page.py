@@ -1,40 +1,38 @@
-"""The report of a pipeline run: report.json, four figures, one self-contained report.html, a table for the terminal.
+"""The report of a pipeline run for people: a table for the terminal, and one self-contained HTML page.
 
-The figures stand in `figures.py`; without matplotlib (the extra `plot`) the page has its tables only.
-
-`claims` holds the paper's statements against this run's numbers, and says "not resolved" where the intervals overlap:
-one seed of a nano model is no evidence for or against a paper, but it shows what to look at.
+The page holds its figures (`figures.py`) within itself; without them it has its tables only. Every text from a run is
+escaped: a model may write anything. Each section of the page is one function, which returns its HTML.
 """
 
 import base64
-import html
+from collections.abc import Collection
+from html import escape
 
 from nanopcf.report import paradigms
-from nanopcf.report.claims import claims
-from nanopcf.report.figures import ceiling_text, label, percent, rising, si
+from nanopcf.report.claims import best_sft, claims
+from nanopcf.report.text import ceiling_text, correlation, label, percent, rising, si
 
 # ---- the terminal ----
 
 
 def terminal_table(report: dict) -> str:
-    """One line a branch, then the selector's choice; at most 100 columns."""
+    """One line per branch, then the selector's choice and the verdicts; at most 110 columns."""
     lines = [f"{'start of RL':<30}{'P_sft':>7}{'best':>7}{'PL_rl':>7}  {'ceiling A_post':<20} verdict", "─" * 88]
-    for b in report["branches"]:
-        plasticity = f"≥{percent(b['best'] - b['p_sft'])}" if rising(b) else percent(b["pl_rl"])
-        lines.append(
-            f"{label(b)[:29]:<30}{percent(b['p_sft']):>7}{percent(b['best']):>7}{plasticity:>7}  {ceiling_text(b):<20} {b['status']}"
-        )
-    s = report["selector"]
+    for branch in report["branches"]:
+        p_sft, best, pl_rl = (percent(branch[key]) for key in ("p_sft", "best", "pl_rl"))
+        if rising(branch):
+            pl_rl = "≥" + percent(branch["best"] - branch["p_sft"])
+        name, ceiling = label(branch)[:29], ceiling_text(branch)
+        lines.append(f"{name:<30}{p_sft:>7}{best:>7}{pl_rl:>7}  {ceiling:<20} {branch['status']}")
+    selector = report["selector"]
+    verdicts = [claim["verdict"] for claim in claims(report)]
+    counts = [f"{verdicts.count(verdict)} {verdict}" for verdict in ("shown", "not shown", "not resolved")]
     lines += [
         "─" * 88,
-        f"selector: {s['chosen']} has the lowest validation loss of {len(s['ranking'])} sets; Spearman of loss and ceiling "
-        f"{'–' if s['spearman'] is None else format(s['spearman'], '.2f')}",
+        f"selector: {selector['chosen']} has the lowest validation loss of {len(selector['ranking'])} sets; "
+        f"Spearman of loss and ceiling {correlation(selector['spearman'])}",
+        f"the paper's claims: {', '.join(counts)} in this run",
     ]
-    verdicts = [c["verdict"] for c in claims(report)]
-    lines.append(
-        f"the paper's claims: {verdicts.count('shown')} shown, {verdicts.count('not shown')} not shown, "
-        f"{verdicts.count('not resolved')} not resolved in this run"
-    )
     return "\n".join(lines)
 
 
@@ -60,158 +58,218 @@ td code { white-space: pre } pre { padding: .8rem; overflow-x: auto }
 """
 
 CAPTIONS = {
-    "fig3_sft_and_ceilings": "The paper's Fig. 3, one panel a candidate set. Blue: score after SFT (P_sft). Orange on top: "
-    "RL plasticity up to the fitted ceiling A_post, with its 90 % interval; hatched with an arrow where the curve still "
-    "rises and only a lower bound is known. Dashed: validation loss (right axis). Shades: the regimes of Eqs. 5-9.",
-    "fig8_rl_curves": "The paper's Fig. 8: score along RL from each checkpoint, the fit of Eq. 2, and the ceiling (dotted, "
-    "with its interval) where it is identified.",
-    "loss_against_ceiling": "Does the minimum validation loss, known before any RL, order the ceilings? Open circles are "
-    "still rising: their ceiling is an extrapolation.",
-    "fig2_paradigms": "The paper's Fig. 2: every paradigm's mean score over its seeds against total compute, equal for all; the "
-    "band is one standard deviation between seeds. From the SFT checkpoint (right) the SFT before it is on the axis.",
-    "compute": "All routes against total compute. Dashed: SFT alone. Solid: RL, from the checkpoint where SFT stopped.",
+    "fig3_sft_and_ceilings": (
+        "The paper's Fig. 3, one panel per candidate set. Blue: score after SFT (P_sft). Orange on top: RL "
+        "plasticity up to the fitted ceiling A_post, with its 90 % interval; hatched with an arrow where the "
+        "curve still rises and only a lower bound is known. Dashed: validation loss (right axis). Shades: the "
+        "regimes of Eqs. 5-9."
+    ),
+    "fig8_rl_curves": (
+        "The paper's Fig. 8: score along RL from each checkpoint, the fit of Eq. 2, and the ceiling (dotted, with"
+        " its interval) where it is identified."
+    ),
+    "loss_against_ceiling": (
+        "Does the minimum validation loss, known before any RL, order the ceilings? Open circles are still "
+        "rising: their ceiling is an extrapolation."
+    ),
+    "fig2_paradigms": (
+        "The paper's Fig. 2: every paradigm's mean score over its seeds against total compute, equal for all; the"
+        " band is one standard deviation between seeds. From the SFT checkpoint (right) the SFT before it is on "
+        "the axis."
+    ),
+    "compute": (
+        "All routes against total compute. Dashed: SFT alone. Solid: RL, from the checkpoint where SFT stopped."
+    ),
 }
 
 
-def table(head: list[str], rows: list[list[str]], numeric: set[int] = frozenset()) -> str:
-    """Cells are HTML already; columns in `numeric` are right-aligned."""
-    cell = lambda tag, i, v: f"<{tag}{' class=n' if i in numeric else ''}>{v}</{tag}>"  # noqa: E731
-    body = "".join("<tr>" + "".join(cell("td", i, v) for i, v in enumerate(r)) + "</tr>" for r in rows)
-    return "<table><tr>" + "".join(cell("th", i, v) for i, v in enumerate(head)) + f"</tr>{body}</table>"
+def page(report: dict, images: dict[str, bytes]) -> str:
+    """The whole page, with `images` (PNG bytes by name) in it."""
+    sections = [
+        head_of_page(report, images),
+        selector_section(report, images),
+        branches_section(report, images),
+        "<h2>Every route against compute</h2>" + figure("compute", images),
+        *([paradigms_section(report["paradigms"], images)] if report["paradigms"] else []),
+        claims_section(report),
+        samples_section(report["samples"]),
+        reproduction_section(report),
+        "</html>\n",
+    ]
+    return "\n".join(sections)
 
 
-def pill(text: str) -> str:
-    kind = {
-        "shown": "good",
-        "saturated": "good",
-        "right": "good",
-        "not shown": "bad",
-        "collapsed": "bad",
-        "wrong": "bad",
+# ---- its parts ----
+
+
+def table(head: list[str], rows: list[list[str]], numeric: Collection[int] = ()) -> str:
+    """Cells are HTML already; columns in `numeric` are aligned to the right."""
+
+    def line(cells: list[str], tag: str) -> str:
+        classes = [" class=n" if column in numeric else "" for column in range(len(cells))]
+        return "".join(f"<{tag}{c}>{cell}</{tag}>" for c, cell in zip(classes, cells, strict=True))
+
+    body = "".join(f"<tr>{line(row, 'td')}</tr>" for row in rows)
+    return f"<table><tr>{line(head, 'th')}</tr>{body}</table>"
+
+
+def figure(name: str, images: dict[str, bytes]) -> str:
+    """The image with its caption; nothing without the image."""
+    if name not in images:
+        return ""
+    narrow = " class=narrow" if name == "loss_against_ceiling" else ""
+    source = f"data:image/png;base64,{base64.b64encode(images[name]).decode()}"
+    return f'<figure{narrow}><img alt="{name}" src="{source}"><figcaption>{CAPTIONS[name]}</figcaption></figure>'
+
+
+def pill(verdict: str) -> str:
+    """A verdict on a coloured ground."""
+    good, bad = ("shown", "saturated", "right"), ("not shown", "collapsed", "wrong")
+    colour = "good" if verdict in good else "bad" if verdict in bad else "open"
+    return f'<span class="pill {colour}">{escape(verdict)}</span>'
+
+
+def code(text: str) -> str:
+    return f"<code>{escape(text)}</code>"
+
+
+# ---- its sections ----
+
+
+def head_of_page(report: dict, images: dict[str, bytes]) -> str:
+    p_0, best_rl = report["base"]["p_0"], max(branch["best"] for branch in report["branches"])
+    identified = sum(not rising(branch) for branch in report["branches"])
+    tiles = {
+        "base model, P_0": f"{percent(p_0)} %",
+        "best SFT checkpoint": f"{percent(best_sft(report))} %",
+        "best after RL": f"{percent(best_rl)} %",
+        "ceilings identified": f"{identified} of {len(report['branches'])}",
+        "total time": f"{report['elapsed_s'].get('total', 0) / 60:.1f} min",
     }
-    return f'<span class="pill {kind.get(text, "open")}">{html.escape(text)}</span>'
+    tiles_html = "".join(f"<div class=tile><b>{value}</b><span>{text}</span></div>" for text, value in tiles.items())
+    no_figures = "" if images else '<p class="note">No figures: <code>pip install -e ".[plot]"</code> adds them.</p>'
+    return f"""<!doctype html>
+<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>nanopcf: {escape(report["preset"])}, seed {report["seed"]}</title><style>{CSS}</style>
+<h1>How high can this model go?</h1>
+<p class="lead">{escape(headline(report))}</p>
+<div class="tiles">{tiles_html}</div>
+<p class="note">A {report["base"]["parameters"]:,}-parameter transformer {setting(report)}. Scores are pass@1 in \
+per cent at temperature 0.7, on problems seen in no training stage.</p>{no_figures}"""
 
 
 def headline(report: dict) -> str:
-    top = max(report["branches"], key=lambda b: b["best"])
-    gain = f"from {percent(report['base']['p_0'])} % (base model) over {percent(top['p_sft'])} % (after SFT) to {percent(top['best'])} %"
-    route = (
-        "Pure RL"
-        if top["dataset"] == "base"
-        else f"RL from step {top['sft_step']} of {top['dataset']} ({top['regime']})"
-    )
-    return f"{route} went furthest: {gain}."
+    top = max(report["branches"], key=lambda branch: branch["best"])
+    if top["dataset"] == "base":
+        route = "Pure RL"
+    else:
+        route = f"RL from step {top['sft_step']} of {top['dataset']} ({top['regime']})"
+    p_0, p_sft, best = percent(report["base"]["p_0"]), percent(top["p_sft"]), percent(top["best"])
+    return f"{route} went furthest: from {p_0} % (base model) over {p_sft} % (after SFT) to {best} %."
 
 
-def page(report: dict, images: dict[str, bytes]) -> str:
-    e = html.escape
-    identified = [b for b in report["branches"] if not rising(b)]
-    tiles = [
-        (percent(report["base"]["p_0"]) + " %", "base model, P_0"),
-        (
-            percent(max(c["score"] for s in report["candidates"] for c in s["checkpoints"])) + " %",
-            "best SFT checkpoint",
-        ),
-        (percent(max(b["best"] for b in report["branches"])) + " %", "best after RL"),
-        (f"{len(identified)} of {len(report['branches'])}", "ceilings identified"),
-        (f"{report['elapsed_s'].get('total', 0) / 60:.1f} min", "total time"),
-    ]
-    chosen = report["selector"]["chosen"]
-    ranking = [
-        [
-            f"<b>{e(r['name'])}</b> ← chosen" if r["name"] == chosen else e(r["name"]),
-            f"{r['min_val_loss']:.3f}",
-            f"{r['recommended_step']} ({e(r['recommended_regime'])})",
-            percent(r.get("score")),
-            percent(r.get("pass_at_k")),
-            percent(r.get("a_post")),
-            pill(r["status"]) if r.get("status") else "–",
-        ]
-        for r in report["selector"]["ranking"]
-    ]
+def setting(report: dict) -> str:
+    """Which model, on which problems."""
+    flags = report["flags"]
+    if flags.get("data"):
+        return f"({code(flags['model'])}) on {code(flags['data'])}"
+    return f"on generated mathematics (task {code(report['task'])}), trained from random weights in this run"
+
+
+def selector_section(report: dict, images: dict[str, bytes]) -> str:
+    selector = report["selector"]
     k = report["candidates"][0]["checkpoints"][0]["k"]
-    branches = [
+    rows = []
+    for ranked in selector["ranking"]:
+        name = escape(ranked["name"])
+        rows.append(
+            [
+                f"<b>{name}</b> ← chosen" if ranked["name"] == selector["chosen"] else name,
+                f"{ranked['min_val_loss']:.3f}",
+                f"{ranked['recommended_step']} ({escape(ranked['recommended_regime'])})",
+                percent(ranked.get("score")),
+                percent(ranked.get("pass_at_k")),
+                percent(ranked.get("a_post")),
+                pill(ranked["status"]) if ranked.get("status") else "–",
+            ]
+        )
+    head = ["candidate set", "min val loss", "start RL at step", "P_sft", f"pass@{k}", "ceiling", "verdict"]
+    return f"""<h2>Which expert data? The selector</h2>
+<p class="note">Ranked by minimum validation loss, which is known before any RL (the paper's RQ3). pass@{k} stands \
+beside it for comparison.</p>
+{table(head, rows, numeric=(1, 3, 4, 5))}
+{figure("loss_against_ceiling", images)}"""
+
+
+def branches_section(report: dict, images: dict[str, bytes]) -> str:
+    rows = [
         [
-            e(label(b)),
-            si(b["x_sft"]) if b["x_sft"] else "0",
-            percent(b["p_sft"]),
-            percent(b["best"]),
-            percent(b["pl_rl"]),
-            ceiling_text(b),
-            percent(b["rmse_fit"]),
-            percent(b["rmse_heldout"]),
-            f"{percent(b['greedy_before'])} → {percent(b['greedy_after'])}",
-            pill(b["status"]),
+            escape(label(branch)),
+            si(branch["x_sft"]) if branch["x_sft"] else "0",
+            percent(branch["p_sft"]),
+            percent(branch["best"]),
+            percent(branch["pl_rl"]),
+            ceiling_text(branch),
+            percent(branch["rmse_fit"]),
+            percent(branch["rmse_heldout"]),
+            f"{percent(branch['greedy_before'])} → {percent(branch['greedy_after'])}",
+            pill(branch["status"]),
         ]
-        for b in report["branches"]
+        for branch in report["branches"]
     ]
-    verdicts = [[e(c["claim"]), pill(c["verdict"]), e(c["evidence"])] for c in claims(report)]
-    mark = lambda ok: pill("right" if ok else "wrong")  # noqa: E731
-    samples = [
-        [
-            f"<code>{e(s['prompt'])}</code>",
-            f"<code>{e(s['answer'])}</code>",
-            f"<code>{e(s['before'])}</code> {mark(s['before_correct'])}",
-            f"<code>{e(s['after'])}</code> {mark(s['after_correct'])}",
-        ]
-        for s in report["samples"]
-    ]
-    figure = lambda name: (  # noqa: E731
-        f'<figure{" class=narrow" if name == "loss_against_ceiling" else ""}><img alt="{e(name)}" src="data:image/png;base64,{base64.b64encode(images[name]).decode()}">'
-        f"<figcaption>{CAPTIONS[name]}</figcaption></figure>"
-        if name in images
-        else ""
-    )
-    no_plots = "" if images else '<p class="note">No figures: <code>pip install -e ".[plot]"</code> adds them.</p>'
-    environment = report["environment"]
-    facts = [["command", e(environment["command"])], ["device", e(environment["device"])]]
-    facts += [["versions", e(", ".join(f"{n} {v}" for n, v in environment["versions"].items()))]]
-    facts += [["commit", e(environment["commit"])], ["seed", str(report["seed"])]]
-    facts += [["seconds", e(", ".join(f"{n} {s:g}" for n, s in report["elapsed_s"].items()))]]
+    head = ["start of RL", "SFT compute", "P_sft", "best", "PL_rl", "ceiling A_post", "RMSE", "held out", "greedy"]
+    return f"""<h2>SFT regimes and what RL adds</h2>{figure("fig3_sft_and_ceilings", images)}
+<h2>RL from each checkpoint</h2>{figure("fig8_rl_curves", images)}
+{table([*head, "verdict"], rows, numeric=(2, 3, 4, 6, 7))}
+<p class="note">A ceiling called <i>still rising</i> isn't identified by its curve: the number is what was \
+reached, a lower bound (and PL_rl an
+extrapolation). Intervals are 90 %. Greedy accuracy is given because part of any gain at a temperature \
+is sharpening.</p>"""
+
+
+def paradigms_section(rows: list[dict], images: dict[str, bytes]) -> str:
+    cells = [[escape(cell) for cell in paradigms.cells(row)] for row in rows]
+    return f"""<h2>Every paradigm at equal compute</h2>{figure("fig2_paradigms", images)}
+{table(paradigms.HEAD, cells, numeric=(2, 3, 4, 5))}
+<p class="note">{rows[0]["seeds"]} seeds each, {si(rows[0]["curve"][-1]["x"])} in all. Final: mean of the last \
+{paradigms.LAST} scores, ± its standard deviation between seeds.
+Peak: mean of the best scores. Wobble: standard deviation of the scores in the second half of a run; the test set \
+alone gives some of it.
+The ceiling is fitted to the mean curve.</p>"""
+
+
+def claims_section(report: dict) -> str:
+    rows = [[escape(entry["claim"]), pill(entry["verdict"]), escape(entry["evidence"])] for entry in claims(report)]
     if report["flags"].get("data"):
-        setting = f"(<code>{e(report['flags']['model'])}</code>) on <code>{e(report['flags']['data'])}</code>"
         caution = "One seed: read this as a first look."
     else:
-        setting = (
-            f"on generated mathematics (task <code>{e(report['task'])}</code>), trained from random weights in this run"
-        )
         caution = (
-            "One seed of a nano model: read this as a check of the machinery. Built into the task: an expert trajectory "
-            "teaches exactly the facts that stand in it, which favours larger and longer sets."
+            "One seed of a nano model: read this as a check of the machinery. Built into the task: an expert "
+            "trajectory teaches exactly the facts that stand in it, which favours larger and longer sets."
         )
-    compared = ""
-    if report["paradigms"]:
-        rows = [[e(cell) for cell in paradigms.cells(r)] for r in report["paradigms"]]
-        seeds, spent = report["paradigms"][0]["seeds"], report["paradigms"][0]["curve"][-1]["x"]
-        compared = f"""<h2>Every paradigm at equal compute</h2>{figure("fig2_paradigms")}
-{table(paradigms.HEAD, rows, {2, 3, 4, 5})}
-<p class="note">{seeds} seeds each, {si(spent)} in all. Final: mean of the last {paradigms.LAST} scores, ± its standard deviation between seeds.
-Peak: mean of the best scores. Wobble: standard deviation of the scores in the second half of a run; the test set alone gives some of it.
-The ceiling is fitted to the mean curve.</p>"""
-    return f"""<!doctype html>
-<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>nanopcf: {e(report["preset"])}, seed {report["seed"]}</title><style>{CSS}</style>
-<h1>How high can this model go?</h1>
-<p class="lead">{e(headline(report))}</p>
-<div class="tiles">{"".join(f"<div class=tile><b>{v}</b><span>{t}</span></div>" for v, t in tiles)}</div>
-<p class="note">A {report["base"]["parameters"]:,}-parameter transformer {setting}. Scores are pass@1 in per cent at temperature 0.7, on problems seen in no training stage.</p>{no_plots}
-<h2>Which expert data? The selector</h2>
-<p class="note">Ranked by minimum validation loss, which is known before any RL (the paper's RQ3). pass@{k} stands beside it for comparison.</p>
-{table(["candidate set", "min val loss", "start RL at step", "P_sft", f"pass@{k}", "ceiling", "verdict"], ranking, {1, 3, 4, 5})}
-{figure("loss_against_ceiling")}
-<h2>SFT regimes and what RL adds</h2>{figure("fig3_sft_and_ceilings")}
-<h2>RL from each checkpoint</h2>{figure("fig8_rl_curves")}
-{table(["start of RL", "SFT compute", "P_sft", "best", "PL_rl", "ceiling A_post", "RMSE", "held out", "greedy", "verdict"], branches, {2, 3, 4, 6, 7})}
-<p class="note">A ceiling called <i>still rising</i> isn't identified by its curve: the number is what was reached, a lower bound (and PL_rl an
-extrapolation). Intervals are 90 %. Greedy accuracy is given because part of any gain at a temperature is sharpening.</p>
-<h2>Every route against compute</h2>{figure("compute")}
-{compared}<h2>What the paper claims, and what this run shows</h2>
-{table(["claim", "this run", "evidence"], verdicts)}
-<p class="note">{caution} “Not resolved” means that the intervals overlap or a curve still rises.</p>
-<h2>The same problems before and after RL</h2>
-<p class="note">Greedy answers of {e(report["samples"][0]["dataset"]) if report["samples"] else "–"}.</p>
-{table(["problem", "answer", "before RL", "after RL"], samples)}
-<h2>To run it again</h2>
-{table(["", ""], facts)}
-</html>
-"""
+    return f"""<h2>What the paper claims, and what this run shows</h2>
+{table(["claim", "this run", "evidence"], rows)}
+<p class="note">{caution} “Not resolved” means that the intervals overlap or a curve still rises.</p>"""
+
+
+def samples_section(samples: list[dict]) -> str:
+    def judged(sample: dict, when: str) -> str:
+        return f"{code(sample[when])} {pill('right' if sample[f'{when}_correct'] else 'wrong')}"
+
+    rows = [[code(s["prompt"]), code(s["answer"]), judged(s, "before"), judged(s, "after")] for s in samples]
+    return f"""<h2>The same problems before and after RL</h2>
+<p class="note">Greedy answers of {escape(samples[0]["dataset"]) if samples else "–"}.</p>
+{table(["problem", "answer", "before RL", "after RL"], rows)}"""
+
+
+def reproduction_section(report: dict) -> str:
+    environment = report["environment"]
+    facts = {
+        "command": environment["command"],
+        "device": environment["device"],
+        "versions": ", ".join(f"{name} {version}" for name, version in environment["versions"].items()),
+        "commit": environment["commit"],
+        "seed": str(report["seed"]),
+        "seconds": ", ".join(f"{stage} {seconds:g}" for stage, seconds in report["elapsed_s"].items()),
+    }
+    return "<h2>To run it again</h2>\n" + table(["", ""], [[name, escape(fact)] for name, fact in facts.items()])
