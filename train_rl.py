@@ -100,31 +100,20 @@ from functools import partial
 import torch
 
 import kernels
-from nanopcf import checkpoint
+from nanopcf import checkpoint, objectives
 from nanopcf.data import Example, Format, encode_prompts, read_examples
 from nanopcf.model import Transformer
-from nanopcf.objectives import (
-    RECIPES,
-    Recipe,
-    Terms,
-    clip_stats,
-    group_advantages,
-    kl_in_reward,
-    kl_penalty,
-    overlong_penalty,
-    rl_loss,
-    token_terms,
-)
+from nanopcf.objectives import RECIPES, Recipe, Terms, rl_loss, token_terms
 from nanopcf.optim import SCHEDULES, Optimizer, learning_rate
 from nanopcf.packing import batch_indices, pack, token_logprobs, trained_hidden
-from nanopcf.rollouts import Batch, Group, Problem, Rollout, make_batch, roll_out, step_flops
+from nanopcf.rollouts import Batch, Group, Problem, make_batch, roll_out, step_flops
 from nanopcf.run import files, log, machine, parallel, signals
 from nanopcf.run.folder import Metrics, checkpoints, open_run
 from nanopcf.run.machine import slots_that_fit
 from nanopcf.sampler import Sampler
 from nanopcf.scoring import complete
 from nanopcf.tokenizer import TextTokenizer
-from nanopcf.tools import recipes, replay
+from nanopcf.tools import dry_run, recipes, replay
 from nanopcf.tools.metrics import progress_text, step_metrics
 
 # stop_unless_finite(what, value, rows, extras): ends the run when a number is not finite, and keeps what led to it
@@ -184,14 +173,14 @@ def judge(groups: list[Group], model: Transformer, reference: Transformer, c: RL
 
     batch.rewards = batch.correct.clone()  # (B,)
     if recipe.overlong == "soft":
-        batch.rewards += overlong_penalty(batch.lengths, c.max_new_tokens, c.overlong_cache)
+        batch.rewards += objectives.overlong_penalty(batch.lengths, c.max_new_tokens, c.overlong_cache)
     if recipe.needs_reference and recipe.kl_place == "reward":
         # The policy pays for its own tokens alone: where the expert wrote, the difference is 0.
         own_logprobs = torch.where(batch.is_expert, batch.ref_logprobs, batch.old_logprobs)
-        batch.rewards -= recipe.kl_coef * kl_in_reward(own_logprobs, batch.ref_logprobs, batch.lengths)
+        batch.rewards -= recipe.kl_coef * objectives.kl_in_reward(own_logprobs, batch.ref_logprobs, batch.lengths)
     # Groups can differ in size (UPT), so each is normalised by itself.
     by_group = batch.rewards.split(batch.group_sizes)
-    batch.advantages = torch.cat([group_advantages(r[None], recipe.advantage)[0] for r in by_group])  # (B,)
+    batch.advantages = torch.cat([objectives.group_advantages(r[None], recipe.advantage)[0] for r in by_group])  # (B,)
     batch.trained_lengths = batch.lengths
     if recipe.overlong == "filter":  # a response that was cut is not trained, and its reward stays in the group's mean
         batch.trained_lengths = batch.lengths.masked_fill(batch.truncated, 0)
@@ -239,7 +228,7 @@ def update(model: Transformer, optimizer: Optimizer, batch: Batch, lr: float, c:
         loss.backward()
         loss_sum += loss.item()
         entropy.append(stats["entropy"])
-        low_high = clip_stats(stats["logprob"], t.old_logprob, t.advantage, recipe)
+        low_high = objectives.clip_stats(stats["logprob"], t.old_logprob, t.advantage, recipe)
         clipped.append(torch.stack(low_high, dim=1)[~t.is_expert])
         delta.append((stats["logprob"] - sampler_logprobs[place])[~t.is_expert].abs())
     loss_sum = parallel.summed(loss_sum)
@@ -264,29 +253,7 @@ def kl_to_start(batch: Batch, model: Transformer, reference: Transformer, c: RLC
     """The k3 estimate of KL(policy || start of RL) on a batch's tokens."""
     rows = pack(batch.sequences, c.pack_length)
     logprobs, ref_logprobs = (token_logprobs(m, rows, c.micro_rows, c.temperature)[0] for m in (model, reference))
-    return kl_penalty(logprobs, ref_logprobs, "k3").mean().item()
-
-
-def try_longest(model: Transformer, optimizer: Optimizer, sampler: Sampler, prompt: list[int], c: RLConfig) -> None:
-    """--dry-run: the longest prompt in every slot, answered to the limit, then an update on --micro-rows full rows. No
-    step of the run needs more memory. Raises ValueError when one of the two does not fit."""
-    length = max(len(prompt) + c.max_new_tokens, c.pack_length)
-    longest = min(length, model.config.max_length)  # a row can be longer than the context: then it holds several
-    count = min(c.micro_rows, c.update_prompts * c.group)
-    response = Rollout([0] * (longest - 1), [0.0] * (longest - 1), expert_tokens=0, correct=0.0, truncated=False)
-    groups = [Group([0], [], [response] * (length // longest))] * count
-
-    def generate() -> None:
-        prompts = [prompt] * sampler.slots
-        sampler.generate(prompts, max_new_tokens=c.max_new_tokens, temperature=c.temperature)
-
-    def train() -> None:
-        batch = judge(groups, model, model, c, check=lambda *_: None)
-        update(model, optimizer, batch, 0.0, c, check=lambda *_: None)
-
-    device = model.head_weight.device
-    machine.try_out(f"generating {sampler.slots} answers of {c.max_new_tokens} tokens", generate, device)
-    machine.try_out(f"an update of {count} rows of {length} tokens", train, device)
+    return objectives.kl_penalty(logprobs, ref_logprobs, "k3").mean().item()
 
 
 def main(c: RLConfig) -> list[dict]:
@@ -317,7 +284,7 @@ def main(c: RLConfig) -> list[dict]:
     slots = c.slots or slots_that_fit(model, max(map(len, prompts + val_prompts)) + c.max_new_tokens)
     sampler = Sampler(model, slots=slots, max_length=model.config.max_length)
     if c.dry_run:
-        try_longest(model, optimizer, sampler, max(prompts, key=len), c)
+        dry_run.try_rl(model, optimizer, sampler, judge, update, max(prompts, key=len), c)
         return []
     # What a resumed run needs besides weights and optimizer. drawn: rounds of prompts so far; x: FLOPs spent; ended: by
     # compute, or for want of a signal; threads, because the rounding of sums depends on their number.

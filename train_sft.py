@@ -67,7 +67,7 @@ from nanopcf.packing import Rows, Sequence, batch_indices, pack, trained_hidden
 from nanopcf.run import files, log, machine, parallel, signals
 from nanopcf.run.folder import Metrics, checkpoints, open_run
 from nanopcf.tokenizer import TextTokenizer
-from nanopcf.tools import replay
+from nanopcf.tools import dry_run, replay
 
 # ---- 1. the loss ----
 
@@ -111,18 +111,6 @@ def load_sequences(path: str, tokenizer: TextTokenizer, context: int, c: SFTConf
     return encode_examples(examples, tokenizer, length, path, format=Format(c.chat, c.template), drop=c.drop_long)
 
 
-def try_longest(model: torch.nn.Module, optimizer: Optimizer, c: SFTConfig, longest: int, device: torch.device) -> None:
-    """One optimizer step on --micro-rows full rows, with every token trained: no step of the run needs more memory."""
-    length = max(longest, c.pack_length)
-    rows = pack([Sequence([0] * length, 1)] * min(c.micro_rows, c.batch), length).to(device)
-
-    def step() -> None:
-        sft_loss(model, rows).backward()
-        optimizer.step(0.0, c.clip)
-
-    machine.try_out(f"a step of {len(rows.tokens)} rows of {length} tokens", step, device)
-
-
 def main(c: SFTConfig) -> list[dict]:
     """Train; return the checkpoints as dicts of step, x_sft (FLOPs), val_loss and regime."""
     device = parallel.start(machine.choose_device(c.device))
@@ -135,7 +123,7 @@ def main(c: SFTConfig) -> list[dict]:
         machine.compile_blocks(model)
     optimizer = Optimizer(model, c.weight_decay)
     if c.dry_run:
-        try_longest(model, optimizer, c, max(len(s.tokens) for s in train), device)
+        dry_run.try_sft(model, optimizer, sft_loss, max(len(s.tokens) for s in train), c)
         return []
     # several short examples share a row, so that little of a forward pass is spent on padding
     val_rows = pack(val, c.pack_length)

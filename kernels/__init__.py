@@ -6,7 +6,7 @@ Every loss of the project goes through one of three functions, in training and i
     linear_cross_entropy   -logprob of the targets (SFT), by linear_token_loss
     linear_logprob         logprob and entropy for any later use: 4 matrix products
 
-Two paths do the arithmetic, and `path` below is the one place that chooses between them:
+Two paths do the arithmetic, and `paths.py` is the one place that chooses between them:
 
     "torch"    `reference.py`: PyTorch in chunks of rows, the specification. On the CPU, and wherever Triton cannot run.
     "triton"   `gpu/`: on CUDA. With TRITON_INTERPRET=1 set before Python starts these kernels also run on CPU tensors,
@@ -16,52 +16,14 @@ hidden and weight are float32, bfloat16 or float16. Arithmetic and outputs are f
 inputs.
 """
 
-import sys
 from collections.abc import Callable, Sequence
-from functools import cache
 
 import torch
 from torch import Tensor
 
-from kernels import gpu
+from kernels.paths import announce_path, backend, path
 
 __all__ = ["announce_path", "backend", "linear_cross_entropy", "linear_logprob", "linear_token_loss"]
-
-
-def backend() -> str:
-    """The default path on this machine's best device: "triton", "triton-interpreter" or "torch"."""
-    if gpu.missing():
-        return "torch"
-    return "triton-interpreter" if gpu.interpreted() else "triton"
-
-
-def path(impl: str | None, device: torch.device) -> str:
-    """Which path a call takes, "torch" or "triton": `impl` if given, else Triton's wherever it runs.
-
-    The first use of each is announced on stderr. Raises ValueError when impl cannot run here.
-    """
-    if impl not in (None, "torch", "triton"):
-        raise ValueError(f"kernels: no path {impl!r}; impl is None, 'torch' or 'triton'")
-    reason = gpu.missing()
-    if reason is None and not (device.type == "cuda" or (device.type == "cpu" and gpu.interpreted())):
-        reason = f"they don't run on {device.type} tensors"
-    if impl == "triton" and reason:
-        raise ValueError(f"kernels: impl='triton' can't run here: {reason} (on the CPU: set TRITON_INTERPRET=1 first)")
-    chosen = impl or ("torch" if reason else "triton")
-    name = "triton-interpreter" if chosen == "triton" and gpu.interpreted() else chosen
-    announce(name, device.type, reason if impl is None and device.type == "cuda" else None)
-    return chosen
-
-
-def announce_path(device: torch.device) -> None:
-    """Say on stderr which path calls on this device take, if it has not been said yet."""
-    path(None, device)
-
-
-@cache
-def announce(name: str, device: str, reason: str | None) -> None:
-    """Print a choice; the cache makes it once per process. `reason`: why a GPU must do without the Triton kernels."""
-    print(f"kernels: {name} on {device}" + (f", since {reason}" if reason else ""), file=sys.stderr, flush=True)
 
 
 def check(hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float) -> None:

@@ -56,10 +56,8 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         # The upper bounds are far above any real model: they catch a damaged config.json before it asks for all memory.
-        largest = dict.fromkeys(("vocab_size", "width", "heads", "kv_heads", "mlp_width"), 2**24)
-        largest.update(layers=1000, max_length=2**22)
-        for name, most in largest.items():
-            value = getattr(self, name)
+        for name in "vocab_size width layers heads kv_heads mlp_width max_length".split():
+            value, most = getattr(self, name), {"layers": 1000, "max_length": 2**22}.get(name, 2**24)
             if not isinstance(value, int) or not 1 <= value <= most:
                 raise ValueError(f"model: {name} must be a whole number from 1 to {most}, got {value}")
         for name in ("rope_theta", "rope_factor", "rope_low_freq", "rope_high_freq", "norm_eps"):

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 
 import kernels
-from kernels import reference
+from kernels import paths, reference
 
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 4e-3}  # gradients, relative norm
 
@@ -475,7 +475,7 @@ def test_memory_is_bounded_by_the_chunk():
 
 def test_the_path_is_chosen_and_said_once(monkeypatch, capsys):
     hidden, weight, targets = inputs(dict(device="cpu"), 4, 8, 9)
-    kernels.announce.cache_clear()
+    paths.announce.cache_clear()
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     kernels.announce_path(hidden.device)
     for _ in range(2):
