@@ -7,15 +7,22 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # the three scripts at the top, also when only the packages are installed
 
+import train_rl  # noqa: E402
+import train_sft  # noqa: E402
 from nanopcf import checkpoint  # noqa: E402
+from nanopcf.data import write_jsonl  # noqa: E402
 from nanopcf.model import ModelConfig, Transformer  # noqa: E402
 from nanopcf.run import machine  # noqa: E402
+from nanopcf.run.folder import checkpoints  # noqa: E402
+from nanopcf.tasks import make_examples  # noqa: E402
 from nanopcf.tokenizer import nano_tokenizer  # noqa: E402
 
 if not torch.cuda.is_available():
@@ -64,6 +71,55 @@ def model_dir(model, tmp_path) -> Path:
     return tmp_path / "model"
 
 
+@pytest.fixture
+def sft(model_dir, tmp_path) -> train_sft.SFTConfig:
+    write_jsonl(tmp_path / "train.jsonl", make_examples("digits", 40, 0))
+    write_jsonl(tmp_path / "val.jsonl", make_examples("digits", 10, 1))
+    return train_sft.SFTConfig(
+        model=str(model_dir),
+        train=str(tmp_path / "train.jsonl"),
+        val=str(tmp_path / "val.jsonl"),
+        out=str(tmp_path / "sft"),
+        steps=6,
+        batch=8,
+        checkpoint_every=2,
+        device="cpu",
+    )
+
+
+@pytest.fixture
+def rl(model_dir, tmp_path) -> train_rl.RLConfig:
+    """One-token problems ("+" -> "0", "-" -> "1"), so that a random model finds signal at once."""
+    rows = [{"prompt": p, "answer": a} for p, a in (("+", "0"), ("-", "1"), ("*", "2"), ("=", "3"))]
+    path = write_rows(tmp_path / "rl.jsonl", rows)
+    return train_rl.RLConfig(
+        model=str(model_dir),
+        train=path,
+        val=path,
+        out=str(tmp_path / "rl"),
+        algo="grpo",
+        steps=4,
+        prompts=4,
+        update_prompts=2,
+        group=8,
+        eval_every=2,
+        checkpoint_every=2,
+        max_new_tokens=3,
+        device="cpu",
+    )
+
+
+@pytest.fixture
+def init_dir(tmp_path) -> str:
+    """A model that samples nearly uniformly: one answer in sixteen is right, so RL has a signal."""
+    torch.manual_seed(0)
+    init = Transformer(ModelConfig(vocab_size=16, width=32, heads=2, kv_heads=1, mlp_width=64, max_length=16))
+    with torch.no_grad():
+        init.embedding.weight.mul_(0.2)  # the head too
+    checkpoint.save(init, nano_tokenizer(), tmp_path / "init")
+    return str(tmp_path / "init")
+
+
 def run_script(*arguments: str) -> subprocess.CompletedProcess:
     """`python SCRIPT ...` or `python -m MODULE ...`, run in this process: a new one imports torch for seconds."""
     said, complained = io.StringIO(), io.StringIO()
@@ -91,3 +147,44 @@ TIMED = {"seconds", "tokens_per_s", "generation_share", "scoring_share", "update
 def write_rows(path: Path, rows: list[dict]) -> str:
     path.write_text("".join(json.dumps(r) + "\n" for r in rows))
     return str(path)
+
+
+def last_weights(out) -> dict:
+    return load_file(checkpoints(out)[-1][1] / "model.safetensors")
+
+
+def stop_after(monkeypatch, module, checkpoints: int) -> None:
+    """Simulate a kill: the process dies right after its n-th checkpoint."""
+    save, count = checkpoint.save_training, [0]
+
+    def save_and_die(*arguments):
+        save(*arguments)
+        count[0] += 1
+        if count[0] == checkpoints:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(module.checkpoint, "save_training", save_and_die)
+
+
+X = np.linspace(1e12 / 14, 1e12, 14)
+
+
+def law(x: np.ndarray, p: float, a: float, c: float, b: float) -> np.ndarray:
+    with np.errstate(divide="ignore"):  # at x = 0
+        return p + (a - p) / (1 + (x / c) ** -b)
+
+
+def command(script: str, model_dir: Path, tmp_path: Path, out: Path, steps: int = 40) -> list[str]:
+    flags = dict(model=model_dir, out=out, steps=steps, checkpoint_every=1, device="cpu", threads=1)
+    if script == "train_sft.py":
+        if not (tmp_path / "train.jsonl").exists():
+            write_jsonl(tmp_path / "train.jsonl", make_examples("digits", 40, 0))
+            write_jsonl(tmp_path / "val.jsonl", make_examples("digits", 10, 1))
+        flags |= dict(train=tmp_path / "train.jsonl", val=tmp_path / "val.jsonl", batch=8)
+    else:
+        rows = [{"prompt": p, "trajectory": a, "answer": a} for p, a in zip("+-*=", "0123", strict=True)]
+        path = write_rows(tmp_path / "rl.jsonl", rows)
+        flags |= dict(
+            train=path, val=path, algo="upt", prompts=4, update_prompts=2, group=4, max_new_tokens=3, eval_every=7
+        )
+    return [sys.executable, script, *(part for k, v in flags.items() for part in ("--" + k.replace("_", "-"), str(v)))]

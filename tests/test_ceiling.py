@@ -1,29 +1,15 @@
 """nanopcf.ceiling on curves whose ceiling is known, against brute force, on the paper's curves; its command line."""
 
-import csv
-import json
-import math
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import X, law
 
 from nanopcf import ceiling
-from nanopcf.ceiling import curves
-from nanopcf.ceiling.forecasts import mean_size
 from nanopcf.ceiling.law import B_RANGE, grid, law_at, least_squares, shape
 from nanopcf.ceiling.posterior import NOISE, posterior
-from nanopcf.ceiling.published import bootstrap, fit_paper
 from nanopcf.ceiling.robust import noise_sd
-
-PAPER = Path(__file__).parents[2] / "shared" / "paper"
-X = np.linspace(1e12 / 14, 1e12, 14)
-
-
-def law(x: np.ndarray, p: float, a: float, c: float, b: float) -> np.ndarray:
-    with np.errstate(divide="ignore"):  # at x = 0
-        return p + (a - p) / (1 + (x / c) ** -b)
 
 
 def measured(p: np.ndarray | float, rng: np.random.Generator) -> np.ndarray:
@@ -173,34 +159,6 @@ def test_stop_at_is_where_the_law_says() -> None:
     assert rising.status == "still rising" and rising.stop_at(0.1) is None
 
 
-def test_the_published_procedure() -> None:
-    """Its options do what they say: points chosen by hand, an offset, trimming. C_mid stays within the compute seen."""
-    x = np.linspace(3, 200, 60)
-    y = law(x, 73, 77, 40, 2.0) + 0.05 * np.cos(9 * np.arange(60))
-    f = fit_paper(x, y, 70.0, free_offset=True, last=50)
-    assert f.epsilon == pytest.approx(3, abs=0.1) and f.a_post == pytest.approx(77, abs=0.2)
-    assert f.kept[:50].sum() > 45 and not f.kept[50:].any() and f.rmse_heldout < 0.2
-    assert fit_paper(x, y, 70.0).epsilon == 0
-    y[20:26] -= 3
-    trimmed = fit_paper(x, y, 70.0, free_offset=True, tau=1e9, lts_alpha=0.75, last=60)
-    assert trimmed.a_post == pytest.approx(77, abs=0.2) and not trimmed.kept[20:26].any()
-    assert trimmed.kept.sum() == 45 and trimmed.rmse_heldout is None
-    rising = fit_paper(x, law(x, 60, 90, 400, 1.0), 60.0, last=40)
-    assert rising.c_mid <= x[39] * 1.0001 and math.isnan(rising.interval[0]) and rising.status == "paper"
-    with pytest.raises(ValueError, match="fewer than the 4"):
-        fit_paper(x, y, 70.0, first=57)
-
-
-def test_bootstrap_spreads_like_the_noise() -> None:
-    """No residuals, no spread; and on a saturated curve with white noise about the standard error of a mean."""
-    x = np.linspace(3, 200, 60)
-    exact = law(x, 60, 70, 10, 2.0)
-    assert np.ptp(bootstrap(x, exact, 60.0, refits=50)) < 0.1
-    noisy = exact + np.random.default_rng(0).normal(size=60) * 0.5
-    ceilings = bootstrap(x, noisy, 60.0)
-    assert ceilings.shape == (1000,) and 0.03 < ceilings.std() < 0.3 and abs(np.median(ceilings) - 70) < 0.4
-
-
 @pytest.mark.parametrize(
     ("x", "y", "p", "message"),
     [
@@ -216,135 +174,3 @@ def test_bootstrap_spreads_like_the_noise() -> None:
 def test_bad_input(x: list[float], y: list[float], p: float, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ceiling.fit(x, y, p)
-
-
-# ---- the command line ----
-
-HEADER = "dataset,sft_step,x_sft,stage,x,score\n"
-
-
-def rows(name: str, y: np.ndarray, step: int = 10) -> str:
-    points = "".join(f"{name},{step},5.0,rl,{x},{score}\n" for x, score in zip(X, y, strict=True))
-    return f"{name},{step},5.0,sft,5.0,0.4\n{points}"
-
-
-GOOD = rows("good", law(X, 0.4, 0.7, 1e11, 1.7))
-
-
-def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    file, out, figure = tmp_path / "c.csv", tmp_path / "o.json", tmp_path / "o.png"
-    file.write_text(HEADER + GOOD + rows("good", law(X, 0.4, 0.9, 2e12, 1.0), step=20) + "base,0,0,sft,0,0.1\n")
-    assert curves.main([str(file), "--json", str(out), "--plot", str(figure), "--holdout"]) == 0
-    first, second = json.loads(out.read_text())  # the base model has no RL: no branch
-    names = "dataset sft_step x_sft a_post pl_rl c_mid b epsilon p_sft a_post_low a_post_high rmse_fit"
-    assert set(first) == {*names.split(), *"rmse_heldout status stop_at outliers holdout".split()}
-    assert first["a_post"] == pytest.approx(0.7, abs=5e-3) and first["status"] == "saturated"
-    assert second["status"] == "still rising" and [h["fraction"] for h in second["holdout"]] == [0.3, 0.5, 0.7]
-    assert figure.stat().st_size > 10_000
-    text = capsys.readouterr().out
-    assert "saturated" in text and ">=" in text and "first  50%" in text
-
-    settings = tmp_path / "s.csv"
-    settings.write_text("dataset,sft_step,outlier_threshold,lts_alpha,released_train_end\ngood,10,2.5,0.75,9\n")
-    options = [str(file), "--method", "paper", "--settings", str(settings), "--json", str(out)]
-    assert curves.main(options) == 0
-    assert json.loads(out.read_text())[0]["outliers"] > 5  # five points held out, and a quarter trimmed
-    assert json.loads(out.read_text())[0]["a_post_low"] is None
-
-
-@pytest.mark.parametrize(
-    ("text", "message", "branches"),
-    [
-        ("bad,10,5.0,rl,1e11,lots\n", "row 17: score is 'lots'", 1),
-        ("bad,10,5.0,rl,1e11,nan\n", "row 17: score is nan", 1),
-        ("bad,10,5.0,rl,-3,0.5\n", "row 17: x is -3: compute can't be negative", 1),
-        ("bad,ten,5.0,rl,1,0.5\n", "row 17: sft_step is 'ten'", 1),
-        ("bad,10,5.0,dpo,1,0.5\n", "row 17: stage is 'dpo'", 1),
-        ("bad,10,5.0,rl,1\n", "row 17: score is None", 1),
-        ("orphan,10,5.0,rl,1e11,0.5\n", "row 17: branch orphan, step 10: no row with stage sft", 1),
-        ("few,3,5.0,sft,5,0.5\nfew,3,5.0,rl,1,0.5\n", "row 17: branch few, step 3: 1 points", 1),
-        (rows("twice", X / 2e12).replace(str(X[5]), str(X[4])), "row 23: x is", 1),
-        ("good,10,5.0,sft,5.0,0.5\n", "row 17: a second sft row", 0),
-        (
-            rows("percent", 70 + X / 1e12, step=1).replace("5.0,0.4", "5.0,70"),
-            "row 2: branch good, step 10: scores up to",
-            1,
-        ),
-        (rows("mixed", np.r_[[70.0] * 13, 0.7], step=1).replace("5.0,0.4", "5.0,70"), "fractions mixed", 0),
-    ],
-)
-def test_a_bad_branch_costs_only_itself(tmp_path, capsys, text: str, message: str, branches: int) -> None:
-    """One sentence with the row, exit code 2, and the other branches reported all the same."""
-    file, out = tmp_path / "c.csv", tmp_path / "o.json"
-    file.write_text(HEADER + GOOD + text)
-    assert curves.main([str(file), "--json", str(out)]) == 2
-    errors = capsys.readouterr().err.splitlines()
-    assert any(message in e for e in errors) and all(e.startswith("error: ") for e in errors)
-    assert len(json.loads(out.read_text())) == branches
-
-
-def test_bad_files_and_flags(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    file = tmp_path / "c.csv"
-    for data, message in [
-        (b"dataset,x\n", "columns missing"),
-        (HEADER.encode(), "no rows"),
-        (b"", "columns missing"),
-        (b"\xff\xfe\x00", "utf-8"),
-        (HEADER.encode() + b'"' + b"a" * 200_000 + b'",1,1,rl,1,1\n', "not CSV"),
-    ]:
-        file.write_bytes(data)
-        assert curves.main([str(file)]) == 2 and message in capsys.readouterr().err
-    file.write_text(HEADER + GOOD)
-    assert curves.main([str(tmp_path / "none.csv")]) == 2
-    assert curves.main([str(file), "--settings", str(file)]) == 2
-    assert curves.main([str(file), "--stop-gain", "0"]) == 2
-    bad = tmp_path / "s.csv"
-    bad.write_text("dataset,sft_step,outlier_threshold\ngood,10,often\n")
-    assert curves.main([str(file), "--method", "paper", "--settings", str(bad)]) == 2
-    assert "row 2" in capsys.readouterr().err
-
-
-# ---- the paper's curves ----
-
-
-@pytest.fixture(scope="module")
-def published():
-    """(branches, settings, ceilings of Table 4), pure RL's row corrected: its P_sft + PL_rl is 72.0, not 77.3."""
-    if not PAPER.exists():
-        pytest.skip("the paper's curves are not beside the repository")
-    branches, errors = curves.read_curves(PAPER / "retu_curves_public.csv")
-    assert not errors and len(branches) == 19
-    with (PAPER / "retu_table4.csv").open(newline="") as file:
-        table = {(r["dataset"], int(r["sft_step"])): float(r["a_post"]) for r in csv.DictReader(file)}
-    table["S1K", 0] = 72.0
-    return branches, curves.read_settings(PAPER / "retu_table4.csv"), table
-
-
-def test_the_published_procedure_reproduces_table_4(published) -> None:
-    branches, settings, table = published
-    off = []
-    for key, b in branches.items():
-        if key in table:
-            f = fit_paper(b.x, b.y, b.p_sft, **settings[key if key[1] else curves.BASE])
-            off.append(abs(f.a_post - table[key]))
-    assert len(off) == 16 and np.median(off) < 0.3 and sum(d <= 1 for d in off) >= 14
-
-
-def test_one_setting_for_all_finds_the_identified_ceilings(published) -> None:
-    """Easy102K 1080 and 1800 are left out of the maximum: their published values rest on B of 0.3 and 0.4."""
-    branches, _, table = published
-    fits = {k: ceiling.fit(b.x, b.y, b.p_sft) for k, b in branches.items() if k in table}
-    off = {k: abs(f.a_post - table[k]) for k, f in fits.items() if f.status == "saturated"}
-    assert len(off) >= 5 and np.median(list(off.values())) <= 0.6
-    assert max(d for k, d in off.items() if k not in (("Easy102K", 1080), ("Easy102K", 1800))) < 1
-    assert {k for k, f in fits.items() if f.status == "collapsed"} == {("S1K", 62), ("Uniform102K", 1800)}
-
-
-def test_forecasts_beat_the_sigmoid_and_the_last_score(published) -> None:
-    """From the first half, the mean of the last tenth, on the curves that don't collapse."""
-    branches, _, table = published
-    collapse = {("S1K", 62), ("Uniform102K", 1440), ("Uniform102K", 1800)}
-    halves = [curves.holdout(b, 100.0)[1] for k, b in branches.items() if k in table and k not in collapse]
-    errors = {name: mean_size(halves, name) for name in halves[0]}
-    assert errors["error"] < 0.95 * errors["error_plain"] < errors["error_last"]
-    assert errors["rmse"] < errors["rmse_plain"] and errors["inside"] >= 0.75

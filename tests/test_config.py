@@ -9,8 +9,10 @@ from dataclasses import dataclass, fields
 from typing import Literal
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, run_script
 
+import train_rl
+import train_sft
 from nanopcf.run import config
 from nanopcf.run.config import Argument, Count, Device, DType, Natural, NonNegative, Positive, Share
 
@@ -147,3 +149,76 @@ def test_a_module_is_named_as_it_is_started():
     command = [sys.executable, "-m", "nanopcf.tools.smollm2", "--help"]
     done = subprocess.run(command, cwd=ROOT, env={**os.environ, "COLUMNS": "80"}, capture_output=True, text=True)
     assert done.stdout.startswith("usage: python -m nanopcf.tools.smollm2 FOLDER [--flag VALUE ...]\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train_sft.py", "--model", "x"], "required: --train, --val, --out"),
+        (["train_sft.py", "--stepz", "3"], "no flag --stepz; did you mean --steps"),
+        (
+            ["train_rl.py", "--model", "m", "--train", "t", "--val", "v", "--out", "o", "--algo", "dapo_dd"],
+            "did you mean dapo_d",
+        ),
+        (
+            ["train_rl.py", "--model", "m", "--train", "t", "--val", "v", "--out", "o", "--group", "0"],
+            "--group must be at least 1",
+        ),
+        (
+            ["train_rl.py", "--model", "m", "--train", "t", "--val", "v", "--out", "o", "--schedule", "linaer"],
+            "--schedule: no 'linaer'; there are constant, cosine",
+        ),
+        (
+            ["-m", "nanopcf.generate", "--model", "m", "--prompt", "1", "--threads", "-1"],
+            "--threads must be at least 0",
+        ),
+        (
+            ["train_sft.py", "--model", "nowhere", "--train", "t", "--val", "v", "--out", "o"],
+            "nowhere: no such model folder",
+        ),
+        (["pipeline.py", "--task", "digit"], "did you mean digits?"),
+        (["pipeline.py", "--candidates", "medium-3"], "should be like uniform-240"),
+        (["pipeline.py", "--steps", "a"], "no flag --steps"),
+        (["pipeline.py", "--sft-steps", "many"], "invalid int value: 'many'"),
+        (["pipeline.py", "--config", "nowhere.toml"], "nowhere.toml: can't be read"),
+    ],
+)
+def test_bad_command_lines(arguments, message):
+    result = run_script(*arguments)
+    assert result.returncode == 2
+    assert message in result.stderr and "Traceback" not in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+
+
+def test_bad_config_file(tmp_path):
+    (tmp_path / "c.toml").write_text("stepss = 3\n")
+    with pytest.raises(ValueError, match=r"c\.toml: no setting 'stepss'; did you mean steps"):
+        config.parse(train_sft.SFTConfig, "", ["--config", str(tmp_path / "c.toml")])
+    (tmp_path / "c.toml").write_text('steps = "3"\n')
+    with pytest.raises(ValueError, match=r"steps must be int, got '3'"):
+        config.parse(train_sft.SFTConfig, "", ["--config", str(tmp_path / "c.toml")])
+    (tmp_path / "c.toml").write_text("steps = \n")
+    with pytest.raises(ValueError, match="not valid TOML"):
+        config.parse(train_sft.SFTConfig, "", ["--config", str(tmp_path / "c.toml")])
+
+
+def test_flags_override_the_file(tmp_path):
+    (tmp_path / "c.toml").write_text('model = "m"\ntrain = "t"\nval = "v"\nout = "o"\nlr = 1\nsteps = 5\n')
+    c = config.parse(train_sft.SFTConfig, "", ["--config", str(tmp_path / "c.toml"), "--steps", "7"])
+    assert (c.steps, c.lr, c.model) == (7, 1.0, "m") and isinstance(c.lr, float)
+
+
+def test_every_setting_has_help():
+    from nanopcf.evaluate import EvaluateConfig
+    from nanopcf.generate import GenerateConfig
+    from pipeline import PipelineConfig
+
+    for cls in (train_sft.SFTConfig, train_rl.RLConfig, PipelineConfig, EvaluateConfig, GenerateConfig):
+        assert set(config.field_help(cls)) >= set(cls.__dataclass_fields__), cls
+
+
+@pytest.mark.parametrize("script", ["train_sft.py", "train_rl.py", "pipeline.py"])
+def test_help_needs_no_torch(script):
+    code = f"import sys, runpy; sys.modules['torch'] = None; sys.argv = ['{script}', '--help']; runpy.run_path('{script}', run_name='__main__')"
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0 and "--resume" in result.stdout, result.stderr

@@ -1,11 +1,12 @@
 """python -m nanopcf.evaluate: several files, their means, what is kept, and going on after a stop."""
 
+import itertools
 import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from conftest import write_rows
+from conftest import run_script, write_rows
 
 from nanopcf import checkpoint, evaluate
 from nanopcf.data import Format, read_examples
@@ -112,3 +113,26 @@ def test_a_template_stands_around_the_prompt(model_dir, tmp_path):
     _, tokenizer = checkpoint.load(model_dir)
     (e,) = read_examples(write_rows(tmp_path / "x.jsonl", [dict(prompt="1+1", answer="2")]))
     assert tokenizer.decode(Format(template="0*{prompt}=").prompt(e, tokenizer)) == "0*1+1="
+
+
+def test_evaluate_and_generate_from_the_command_line(model_dir, tmp_path):
+    data = write_rows(tmp_path / "d.jsonl", [{"prompt": "1+1=", "answer": "2"}])
+    result = run_script(
+        "-m", "nanopcf.evaluate", "--model", str(model_dir), "--data", data, "--samples", "4", "--device", "cpu"
+    )
+    assert result.returncode == 0 and "pass@4" in result.stdout
+    result = run_script("-m", "nanopcf.generate", "--model", str(model_dir), "--prompt", "1+", "--device", "cpu")
+    assert result.returncode == 0
+    result = run_script("-m", "nanopcf.generate", "--model", str(model_dir), "--prompt", "what?")
+    assert result.returncode == 2 and "can't spell" in result.stderr
+
+
+def test_pass_at_k_against_enumeration():
+    from nanopcf.scoring import pass_at_k
+
+    correct = (np.random.default_rng(0).random((6, 7)) < 0.3).astype(float)
+    for k in (1, 3, 7):
+        brute = np.mean([np.mean([max(c) for c in itertools.combinations(row, k)]) for row in correct])
+        assert pass_at_k(correct, k) == pytest.approx(brute)
+    with pytest.raises(ValueError, match="needs at least 8 samples"):
+        pass_at_k(correct, 8)

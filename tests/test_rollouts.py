@@ -1,22 +1,14 @@
 """Groups with experts: what they hold, what their tokens' log-probs are, what they cost, and that they teach."""
 
 import itertools
-import os
-import re
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, write_rows
 
-import train_rl
 from nanopcf import flops
-from nanopcf.objectives import POLICY_LOSSES, RECIPES
+from nanopcf.objectives import RECIPES
 from nanopcf.rollouts import Group, Problem, Rollout, prefix_share, roll_out, step_flops
-from nanopcf.run.folder import checkpoints, read_metrics
 from nanopcf.sampler import Sampler
 from nanopcf.tokenizer import nano_tokenizer
 
@@ -139,129 +131,3 @@ def test_compute_by_each_paradigm_s_equation(model):
         length = (own + every) / (8 + count) if algo == "upt" else every / count
         want = tokens * flops.forward_per_token(c, length)
         assert step_flops(c, recipe, groups, groups) == pytest.approx(want), algo
-
-
-# ---- in the loop ----
-
-
-@pytest.fixture
-def rl(model_dir, tmp_path) -> train_rl.RLConfig:
-    """Problems that a random model never solves: a signal can come from the expert alone."""
-    rows = [{"prompt": p, "trajectory": f"{a}7", "answer": f"{a}7"} for p, a in zip("+-*=", "0123", strict=True)]
-    path = write_rows(tmp_path / "rl.jsonl", rows)
-    return train_rl.RLConfig(
-        model=str(model_dir),
-        train=path,
-        val=path,
-        out=str(tmp_path / "rl"),
-        steps=30,
-        prompts=4,
-        update_prompts=4,
-        group=8,
-        lr=5e-3,
-        eval_every=30,
-        eval_samples=32,
-        eval_temperature=1.0,
-        checkpoint_every=100,
-        max_new_tokens=3,
-        device="cpu",
-    )
-
-
-@pytest.mark.parametrize("algo", ["sft", "luffy", "srft", "upt", "prefix_rft"])
-def test_experts_teach_what_the_policy_never_finds(rl, algo):
-    curve = train_rl.main(replace(rl, algo=algo, steps=200 if algo == "prefix_rft" else 40, eval_every=200))
-    assert curve[0]["score"] < 0.1 and curve[-1]["score"] > 0.6
-    rows = read_metrics(Path(rl.out) / "metrics.jsonl")
-    assert rows[1]["expert_share"] > 0
-
-
-def test_open_and_closed_gate_are_grpo_and_sft_in_the_loop(rl, tmp_path):
-    from safetensors.torch import load_file
-
-    weights = {}
-    for name, algo, choices in (
-        ("open", "upt", ("gate=-1",)),
-        ("grpo", "grpo", ("clip_low=inf", "clip_high=inf")),
-        ("closed", "upt", ("gate=8", "entropy_coef=0")),
-        ("sft", "sft", ()),
-    ):
-        out = tmp_path / name
-        train_rl.main(replace(rl, algo=algo, set=choices, steps=3, eval_every=3, eval_samples=1, out=str(out)))
-        weights[name] = load_file(checkpoints(out)[-1][1] / "model.safetensors")
-    for a, b in (("open", "grpo"), ("closed", "sft")):
-        assert all(torch.equal(weights[a][k], weights[b][k]) for k in weights[a]), (a, b)
-    assert any(not torch.equal(weights["open"][k], weights["sft"][k]) for k in weights["sft"])
-
-
-@pytest.mark.parametrize("algo", ["gspo", "cispo", "rloo", "tis", "prefix_rft"])
-def test_updates_after_the_first_stay_finite(rl, algo, tmp_path):
-    """Several updates a batch, where ratios leave 1, and gradients that are there."""
-    rows = [{"prompt": p, "trajectory": a, "answer": a} for p, a in zip("+-*=", "0123", strict=True)]
-    path = write_rows(tmp_path / "easy.jsonl", rows)
-    train_rl.main(
-        replace(
-            rl, algo=algo, train=path, val=path, update_prompts=1, steps=4, eval_every=4, group=32, max_new_tokens=2
-        )
-    )
-    rows = [r for r in read_metrics(Path(rl.out) / "metrics.jsonl") if "loss" in r]
-    assert len(rows) == 4 and any(r["grad_norm"] > 0 for r in rows)
-
-
-def test_a_budget_of_compute_ends_the_run_and_spaces_the_points(rl):
-    whole = train_rl.main(replace(rl, algo="grpo", steps=20, eval_every=1, eval_samples=1))
-    budget = whole[10]["x"]
-    out = str(rl.out) + "2"
-    curve = train_rl.main(
-        replace(rl, algo="grpo", steps=20, max_flops=budget, eval_flops=budget / 3, eval_samples=1, out=out)
-    )
-    assert curve[-1]["step"] == 10 and curve[-1]["x"] == budget
-    assert [p["step"] for p in curve] == [
-        0,
-        *(next(k for k in range(21) if whole[k]["x"] >= i * budget / 3) for i in (1, 2, 3)),
-    ]
-    assert (
-        train_rl.main(
-            replace(
-                rl, algo="grpo", steps=20, max_flops=budget, eval_flops=budget / 3, eval_samples=1, out=out, resume=True
-            )
-        )
-        == curve
-    )
-
-
-def test_experts_are_asked_for_by_name(rl, tmp_path):
-    path = write_rows(tmp_path / "bare.jsonl", [{"prompt": "+", "answer": "0"}])
-    with pytest.raises(ValueError, match="no field 'trajectory'"):
-        train_rl.main(replace(rl, algo="luffy", train=path))
-    train_rl.main(replace(rl, algo="grpo", train=path, steps=1, prompts=1, update_prompts=1, eval_every=1))
-    with pytest.raises(ValueError, match="--group must be at least 2 with luffy"):
-        replace(rl, algo="luffy", group=1)
-
-
-def test_the_example_of_extending_md_runs(rl, tmp_path):
-    """The code block of the document, saved and run as it says."""
-    text = (ROOT / "docs" / "extending.md").read_text()
-    assert len(text.splitlines()) < 60
-    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    (tmp_path / "dual_clip.py").write_text(code)
-    flags = dict(model=rl.model, train=rl.train, val=rl.val, out=str(tmp_path / "out"), steps=2, prompts=4, group=8)
-    flags |= dict(update_prompts=1, eval_every=2, max_new_tokens=2, device="cpu", algo="dual_clip")
-    arguments = [part for k, v in flags.items() for part in ("--" + k.replace("_", "-"), str(v))]
-    result = subprocess.run(
-        [sys.executable, str(tmp_path / "dual_clip.py"), *arguments],
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-    )
-    assert result.returncode == 0, result.stderr
-    assert "dual_clip" in result.stderr and "greedy" in result.stdout
-    scope: dict = {"__name__": "dual_clip"}
-    try:
-        exec(compile(code, "dual_clip.py", "exec"), scope)
-        A, ratio = torch.tensor([-1.0, -1.0, 1.0]), torch.tensor([5.0, 2.0, 5.0])
-        losses = scope["dual_clipped"](ratio.log(), torch.zeros(3), A, RECIPES["dual_clip"])
-        torch.testing.assert_close(losses, torch.tensor([3.0, 2.0, -1.2]))
-    finally:
-        del RECIPES["dual_clip"], POLICY_LOSSES["dual"]
