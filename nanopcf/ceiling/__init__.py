@@ -2,7 +2,7 @@
 
 Given points (RL compute x_i, score y_i) and P_sft, the score where RL starts, fit the scaling law of RL:
 
-    P_post(x) = s + (A_post - s) g(x),    g(x) = 1 / (1 + (x / C_mid)^-B),    s = P_sft + epsilon         (1, 2)
+    P_post(x) = s + (A_post - s) g(x),    g(x) = 1 / (1 + (x / C_mid)^-B),    s = P_sft + epsilon          (2)
     ceiling A_post = limit of P_post (3);    plasticity PL_rl = A_post - P_sft                             (4)
 
 **Why least squares is not enough.** It gives one ceiling and no doubt, but a curve that still rises fits a ceiling of

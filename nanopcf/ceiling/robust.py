@@ -22,8 +22,8 @@ def robust_points(x: np.ndarray, y: np.ndarray, p_sft: float, max_score: float, 
     h = max(4, int(LTS_ALPHA * allowed.sum()))
     kept = reject(x, y, p_sft, max_score, allowed, TAU, h)
     kept = trim(x, y, p_sft, max_score, allowed, kept, h)
-    # Trimming always gives up good points too. Take back all that the fit explains; the scale of the residuals comes
-    # from all allowed points, because the trimmed ones alone would make it too small.
+    # Trimming always gives up good points too: take back all that the fit explains. The scale of the residuals comes
+    # from all allowed points, because the best ones alone would make it too small.
     residuals = residuals_of_fit(x, y, p_sft, max_score, kept)
     explained = allowed & (modified_z(residuals, allowed, max_score) <= TAU)
     return explained if explained.sum() >= 4 else kept
