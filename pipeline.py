@@ -187,7 +187,7 @@ def nano_model(c: PipelineConfig) -> Transformer:
 
 
 def scoring(c: PipelineConfig, model: str, data: dict) -> EvaluateConfig:
-    """How a checkpoint answers the test problems: at the paper's temperature of 0.7, which is the default."""
+    """How a checkpoint answers problems, by default those of the test: at the paper's temperature, 0.7 (the default)."""
     settings = {name: getattr(c, name) for name in ("chat", "template", "max_new_tokens", "seed", "device", "dtype")}
     return EvaluateConfig(model=model, data=(data["test"],), samples=c.passk, threads=worker_threads(c), **settings)
 
@@ -220,7 +220,10 @@ def starting_model(start: dict, base: dict, out: Path) -> str:
 
 
 def make_data(c: PipelineConfig, folder: Path) -> dict:
-    """The files of test, validation, RL and pretraining problems, no prompt in two of them."""
+    """The files of test, validation, RL and pretraining problems, no prompt in two of them.
+
+    The first three are the paper's 2,157 test problems, Val-199 and RL62K on a small scale.
+    """
     sizes = {"test": c.test, "val": c.val, "rl": c.rl_prompts}
     if c.data:
         form, longest_prompt = Format(c.chat, c.template), c.pack_length - c.max_new_tokens
@@ -265,13 +268,16 @@ def pretrain(c: PipelineConfig, folder: Path, data: dict, threads: int, pool: Ex
 
 
 def make_candidates(c: PipelineConfig, folder: Path, data: dict, base: dict, threads: int) -> dict:
-    """The files of the candidate sets of expert trajectories, which differ in difficulty and size (RQ3)."""
+    """The files of the candidate sets of expert trajectories, which differ in difficulty and size (RQ3).
+
+    In the paper they are SFT889K, Uniform102K, Easy102K, Hard102K and S1K.
+    """
     wanted = [(name, *name.split("-")) for name in c.candidates]  # "hard-60" -> ("hard-60", "hard", "60")
     needed = {"uniform": 0, "easy": 0, "hard": 0}  # the size of the largest set of each difficulty
     for _, difficulty, size in wanted:
         needed[difficulty] = max(needed[difficulty], int(size))
     if c.data:
-        rounds = splits.parts(read_examples(data["corpus"]), c.pool)
+        rounds = splits.given_problems(read_examples(data["corpus"]), c.pool)
     else:
         taken = {e.prompt for file in data.values() for e in read_examples(file)}
         rounds = splits.new_problems(c.task, c.pool, c.seed, taken)

@@ -48,12 +48,10 @@ def cut_splits(
 
     tests = read_fitting(test_data, ("prompt", "answer"))[:test]
     test_prompts = {e.prompt for e in tests}
-    # a dictionary, so that a prompt that occurs twice is kept once
-    others = {
-        e.prompt: e for e in read_fitting(data, ("prompt", "trajectory", "answer")) if e.prompt not in test_prompts
-    }
-    order = np.random.default_rng(seed).permutation(len(others))
-    shuffled = [list(others.values())[i] for i in order]
+    # a dictionary first, so that a prompt that occurs twice is kept once
+    by_prompt = {e.prompt: e for e in read_fitting(data, ("prompt", "trajectory", "answer"))}
+    examples = [e for e in by_prompt.values() if e.prompt not in test_prompts]
+    shuffled = [examples[i] for i in np.random.default_rng(seed).permutation(len(examples))]
     if len(shuffled) <= val + rl:
         raise ValueError(
             f"{data}: {len(shuffled)} examples; --val and --rl-prompts alone take {val + rl}, and the sets need some"
@@ -69,8 +67,8 @@ def new_problems(task: str, size: int, seed: int, taken: set[str]) -> Iterator[l
         yield problems
 
 
-def parts(examples: list[Example], size: int) -> Iterator[list[Example]]:
-    """Rounds of `size` of the given problems."""
+def given_problems(examples: list[Example], size: int) -> Iterator[list[Example]]:
+    """Rounds of `size` problems from these examples."""
     for start in range(0, min(len(examples), ROUNDS * size), size):
         yield examples[start : start + size]
 
@@ -83,13 +81,13 @@ def sort_by_difficulty(
     c: which model answers the problems, and how. Rounds of problems are tried until there are as many as needed.
     """
     model, tokenizer, _ = open_model(c)
-    sorted_: dict[str, list[Example]] = {"uniform": [], "easy": [], "hard": []}
+    by_difficulty: dict[str, list[Example]] = {"uniform": [], "easy": [], "hard": []}
     for i, problems in enumerate(rounds):
         correct, _ = answer_problems(replace(c, samples=TRIES, seed=c.seed + i), model, tokenizer, problems)
         win_rates = correct.mean(axis=1)  # (problems,)
-        sorted_["uniform"] += problems
-        sorted_["easy"] += [e for e, win_rate in zip(problems, win_rates, strict=True) if win_rate == 1]
-        sorted_["hard"] += [e for e, win_rate in zip(problems, win_rates, strict=True) if win_rate <= 0.25]
-        if all(len(sorted_[difficulty]) >= count for difficulty, count in needed.items()):
+        by_difficulty["uniform"] += problems
+        by_difficulty["easy"] += [e for e, win_rate in zip(problems, win_rates, strict=True) if win_rate == 1]
+        by_difficulty["hard"] += [e for e, win_rate in zip(problems, win_rates, strict=True) if win_rate <= 0.25]
+        if all(len(by_difficulty[difficulty]) >= count for difficulty, count in needed.items()):
             break
-    return sorted_
+    return by_difficulty
