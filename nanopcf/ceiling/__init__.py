@@ -27,67 +27,24 @@ around 1.2, C_mid of any size between a third of the first compute and 3 times t
     collapsed       the score fell far below its best and stayed there: a_post is the best smoothed score before that
     not sigmoidal   neither noise nor drift explains the residuals: a_post is the best smoothed score
 
-The interval is the middle 85 % of the posterior, because that holds 90 % of the true ceilings of simulated curves:
+`result` says what a fit holds. The interval is the middle 85 % of the posterior, because that holds 90 % of the true ceilings of simulated curves:
 docs/ceiling.md shows it, and what `fit` says about the paper's own curves. `published` has the paper's procedure and a
 bootstrap to compare with. `python -m nanopcf.ceiling CURVES.csv` fits a file of curves.
 """
-
-from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from nanopcf.ceiling.checks import checked_max_score
-from nanopcf.ceiling.draws import Draws
-from nanopcf.ceiling.law import Law, law_at
+from nanopcf.ceiling.law import law_at
 from nanopcf.ceiling.posterior import posterior
+from nanopcf.ceiling.result import CeilingFit
 from nanopcf.ceiling.robust import best_smoothed, collapse_point, misfit, robust_points
+
+__all__ = ["CeilingFit", "fit"]
 
 HOLDOUT = 0.29  # the last share of the points, for rmse_heldout; the paper's split
 LEFT = 0.04  # saturated: less than this is left to gain, as a fraction of max_score
-
-
-@dataclass(frozen=True)
-class CeilingFit:
-    a_post: float
-    pl_rl: float  # a_post - p_sft
-    c_mid: float  # compute at half of the gain, in the unit of x
-    b: float
-    epsilon: float  # the start of the law above P_sft, which is itself only a measurement
-    interval: tuple[float, float]  # 90 %, of a_post
-    p_sft: float
-    rmse_fit: float  # of the law, on the kept points
-    rmse_heldout: float | None  # of a fit to the first 71 % of the points, on the others; None if too few
-    status: str  # saturated | still rising | collapsed | not sigmoidal
-    kept: np.ndarray  # (n,) bool: the points that the fit uses
-    max_score: float
-    law: Law = field(repr=False)  # the most probable one
-    draws: Draws | None = field(repr=False)  # R equally probable laws; None from `fit_paper`
-
-    @property
-    def pl_interval(self) -> tuple[float, float]:
-        """90 %, of the plasticity above the measured P_sft."""
-        return self.interval[0] - self.p_sft, self.interval[1] - self.p_sft
-
-    def predict(self, x: ArrayLike) -> np.ndarray:
-        """The fitted law at compute x (m,): (m,)."""
-        return law_at(np.asarray(x, float), self.law)
-
-    def band(self, x: ArrayLike, level: float = 0.90) -> np.ndarray:
-        """Between which scores the law lies at compute x (m,): (2, m), the low and the high end."""
-        tail = (1 - level) / 2
-        return np.quantile(self.draws.law(np.asarray(x, float)), [tail, 1 - tail], axis=0)
-
-    def stop_at(self, gain: float | None = None) -> float | None:
-        """The first compute after which less than `gain` is expected (default: a hundredth of max_score).
-
-        None if that lies beyond 10 times the compute spent: no curve can say that much.
-        """
-        spent = self.draws.x
-        x = np.geomspace(spent[spent > 0][0], 10 * spent[-1], 400)
-        left = (self.draws.a_post[:, None] - self.draws.law(x)).mean(0)  # (400,)
-        enough = np.flatnonzero(left < (0.01 * self.max_score if gain is None else gain))
-        return float(x[enough[0]]) if len(enough) else None
 
 
 def fit(x: ArrayLike, y: ArrayLike, p_sft: float, *, max_score: float | None = None, robust: bool = True) -> CeilingFit:

@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from nanopcf.ceiling.draws import Draws
 from nanopcf.ceiling.law import B_RANGE, Law, grid, shape
+from nanopcf.ceiling.result import Draws
 from nanopcf.ceiling.robust import noise_sd
 
 # ---- the prior and the grid, the same for all curves ----
