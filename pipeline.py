@@ -187,7 +187,7 @@ def nano_model(c: PipelineConfig) -> Transformer:
 
 
 def scoring(c: PipelineConfig, model: str, data: dict) -> EvaluateConfig:
-    """How a checkpoint answers problems, by default those of the test: at the paper's temperature, 0.7 (the default)."""
+    """How a checkpoint answers problems: at a temperature of 0.7, which is the paper's and the default."""
     settings = {name: getattr(c, name) for name in ("chat", "template", "max_new_tokens", "seed", "device", "dtype")}
     return EvaluateConfig(model=model, data=(data["test"],), samples=c.passk, threads=worker_threads(c), **settings)
 

@@ -243,7 +243,10 @@ def made_up() -> dict:
 
 def test_claims_follow_the_intervals(made_up):
     verdicts = {c["claim"]: c["verdict"] for c in report.claims(made_up)}
-    find = lambda *words: next(v for k, v in verdicts.items() if all(w in k for w in words))  # noqa: E731
+
+    def find(words: str) -> str:
+        return next(verdict for claim, verdict in verdicts.items() if words in claim)
+
     assert find("pure RL") == "shown"
     assert find("pure SFT") == "shown"
     assert find("adaptive") == "not resolved"  # the adaptive branch still rises: it has no upper bound
