@@ -108,6 +108,7 @@ from nanopcf.data import Format, check_disjoint, read_examples, write_jsonl
 from nanopcf.evaluate import EvaluateConfig, greedy_answers, score_checkpoint
 from nanopcf.model import NANO, ModelConfig, Transformer
 from nanopcf.objectives import RECIPES
+from nanopcf.report import paradigms
 from nanopcf.run import files, log, machine
 from nanopcf.run.folder import checkpoints, lock
 from nanopcf.run.stages import Stages, resumable, run_parallel, train_parallel, worker_pool
@@ -167,7 +168,11 @@ def run_experiment(c: PipelineConfig, out: Path, device: torch.device, threads: 
     paradigm_runs = []
     if c.paradigms:
         settings = "paradigms paradigm_flops paradigm_seeds"
-        paradigm_runs = stages.run("paradigms", settings, compare_paradigms, data, base, selection, pool)
+
+        def rl_from(start: dict, folder: Path) -> train_rl.RLConfig:
+            return rl_config(c, starting_model(start, base, out), data, folder)
+
+        paradigm_runs = stages.run("paradigms", settings, paradigms.train_all, selection, rl_from, train_rl.main, pool)
 
     samples = compare_answers(c, data, branches)
     result = report.assemble(
@@ -402,42 +407,6 @@ def train_branches(
         }
         branches.append(branch)
     return branches
-
-
-def compare_paradigms(
-    c: PipelineConfig, folder: Path, data: dict, base: dict, selection: dict, pool: Executor
-) -> list[dict]:
-    """Every paradigm at equal compute (RQ1, Fig. 2), from the base model and from the checkpoint that the selector chose.
-
-    A run ends when --paradigm-flops are spent, the SFT before it included.
-    """
-    best = next(row for row in selection["ranking"] if row["name"] == selection["chosen"])
-    best_start = (best["name"], best["recommended_step"])
-    base_start = selection["starts"][0]
-    sft_start = next(s for s in selection["starts"] if (s["dataset"], s["sft_step"]) == best_start)
-    if sft_start["x_sft"] >= c.paradigm_flops:
-        raise ValueError(f"--paradigm-flops {c.paradigm_flops:.3g}: SFT alone took {sft_start['x_sft']:.3g}")
-    never = 10**6  # steps: the compute is spent long before
-    runs = {}
-    for seed in range(c.seed, c.seed + c.paradigm_seeds):
-        for algo in c.paradigms:
-            for name, start in (("base", base_start), ("sft", sft_start)):
-                out = folder / f"{algo}-{name}-{seed}"
-                runs[algo, name, seed, start["x_sft"]] = replace(
-                    rl_config(c, starting_model(start, base, folder.parent), data, out),
-                    algo=algo,
-                    seed=seed,
-                    steps=never,
-                    checkpoint_every=never,
-                    max_flops=c.paradigm_flops - start["x_sft"],
-                    eval_flops=c.paradigm_flops / c.rl_points,
-                )
-    curves = train_parallel("paradigms", train_rl.main, runs, pool, folder, c.paradigm_flops, "score", of="x")
-    compared = []
-    for (algo, name, seed, x_sft), curve in curves.items():
-        total_curve = [{"x": x_sft + point["x"], "score": point["score"]} for point in curve]
-        compared.append({"algo": algo, "start": name, "seed": seed, "x_sft": x_sft, "curve": total_curve})
-    return compared
 
 
 def compare_answers(c: PipelineConfig, data: dict, branches: list[dict]) -> list[dict]:

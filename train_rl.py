@@ -196,18 +196,7 @@ def update(model: Transformer, optimizer: Optimizer, batch: Batch, lr: float, c:
     if recipe.needs_current_logprobs:
         current = token_logprobs(model, rows, c.micro_rows, c.temperature)
     # What each token brings to the loss, for the whole batch at once: its split into micro-batches changes nothing.
-    terms = token_terms(
-        recipe,
-        advantages=batch.advantages,
-        correct=batch.correct,
-        lengths=batch.lengths,
-        trained_lengths=batch.trained_lengths,
-        is_expert=batch.is_expert,
-        sampler_logprobs=batch.sampler_logprobs,
-        old_logprobs=batch.old_logprobs,
-        current=current,
-        max_length=c.max_new_tokens,
-    )
+    terms = token_terms(recipe, batch, current, c.max_new_tokens)
     terms = Terms(*(term.to(device) for term in terms))  # (N,) each
     sampler_logprobs = batch.sampler_logprobs.to(device)
     ref_logprobs = []

@@ -81,18 +81,7 @@ def rl_step() -> str:
     ]
 
     weights = token_weights(batch.lengths, c.recipe.aggregation, c.max_new_tokens)
-    terms = token_terms(
-        c.recipe,
-        advantages=batch.advantages,
-        correct=batch.correct,
-        lengths=batch.lengths,
-        trained_lengths=batch.trained_lengths,
-        is_expert=batch.is_expert,
-        sampler_logprobs=batch.sampler_logprobs,
-        old_logprobs=batch.old_logprobs,
-        current=None,
-        max_length=c.max_new_tokens,
-    )
+    terms = token_terms(c.recipe, batch, None, c.max_new_tokens)
     rows = pack(batch.sequences, c.pack_length)
     logprobs, _ = token_logprobs(model, rows, c.micro_rows, c.temperature)
     leaf = logprobs.clone().requires_grad_()

@@ -21,22 +21,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from kernels.paths import announce_path, backend, path
+from kernels.paths import announce_path, backend, check, path
 
 __all__ = ["announce_path", "backend", "linear_cross_entropy", "linear_logprob", "linear_token_loss"]
-
-
-def check(hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float) -> None:
-    """Raises ValueError on shapes or types that do not fit. Reads no value, so a GPU need not be waited for."""
-    shapes, types = f"{list(hidden.shape)} and {list(weight.shape)}", f"{hidden.dtype} and {weight.dtype}"
-    if hidden.dim() != 2 or weight.dim() != 2 or hidden.shape[1] != weight.shape[1]:
-        raise ValueError(f"kernels: need hidden [N, D] and weight [V, D], got {shapes}")
-    if targets.shape != hidden.shape[:1] or targets.dtype != torch.int64:
-        raise ValueError(f"kernels: need targets int64 [{len(hidden)}], got {targets.dtype} {list(targets.shape)}")
-    if hidden.dtype != weight.dtype or hidden.dtype not in (torch.float32, torch.bfloat16, torch.float16):
-        raise ValueError(f"kernels: hidden and weight must both be float32, bfloat16 or float16, got {types}")
-    if not temperature > 0:
-        raise ValueError(f"kernels: temperature must be above 0, got {temperature}")
 
 
 def linear_token_loss(

@@ -1,9 +1,10 @@
-"""Which path a call of `kernels` takes, PyTorch or Triton, and a line on stderr that says so."""
+"""Which path a call of `kernels` takes, PyTorch or Triton, a line on stderr that says so, and what a call refuses."""
 
 import sys
 from functools import cache
 
 import torch
+from torch import Tensor
 
 from kernels import gpu
 
@@ -42,3 +43,16 @@ def announce_path(device: torch.device) -> None:
 def announce(name: str, device: str, reason: str | None) -> None:
     """Print a choice; the cache makes it once per process. `reason`: why a GPU must do without the Triton kernels."""
     print(f"kernels: {name} on {device}" + (f", since {reason}" if reason else ""), file=sys.stderr, flush=True)
+
+
+def check(hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float) -> None:
+    """Raises ValueError on shapes or types that do not fit. Reads no value, so a GPU need not be waited for."""
+    shapes, types = f"{list(hidden.shape)} and {list(weight.shape)}", f"{hidden.dtype} and {weight.dtype}"
+    if hidden.dim() != 2 or weight.dim() != 2 or hidden.shape[1] != weight.shape[1]:
+        raise ValueError(f"kernels: need hidden [N, D] and weight [V, D], got {shapes}")
+    if targets.shape != hidden.shape[:1] or targets.dtype != torch.int64:
+        raise ValueError(f"kernels: need targets int64 [{len(hidden)}], got {targets.dtype} {list(targets.shape)}")
+    if hidden.dtype != weight.dtype or hidden.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        raise ValueError(f"kernels: hidden and weight must both be float32, bfloat16 or float16, got {types}")
+    if not temperature > 0:
+        raise ValueError(f"kernels: temperature must be above 0, got {temperature}")

@@ -14,7 +14,7 @@ paradigms: equation, source, where the official code deviates, and what is chose
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -237,39 +237,35 @@ class Terms(NamedTuple):
     is_expert: Tensor  # bool: written by the expert
 
 
-def token_terms(
-    recipe: Recipe, *, advantages: Tensor, correct: Tensor, lengths: Tensor, trained_lengths: Tensor,
-    is_expert: Tensor, sampler_logprobs: Tensor, old_logprobs: Tensor, current: tuple[Tensor, Tensor] | None,
-    max_length: int,
-) -> Terms:  # fmt: skip
-    """A batch of B sequences with N tokens in all, as terms of the loss. Nothing here has a gradient.
+def token_terms(recipe: Recipe, batch: Any, current: tuple[Tensor, Tensor] | None, max_length: int) -> Terms:
+    """What each of the N tokens of an optimizer batch brings to the loss. Nothing here has a gradient.
 
-    advantages [B]; correct [B] 0/1; lengths [B]: tokens of each response; trained_lengths [B]: the same, but 0 where a
-    response is not trained; is_expert [N] bool; sampler_logprobs [N]; old_logprobs [N]: those that the ratio is taken
-    over; current: (logprobs [N], entropies [N]) under the weights before this update, if `needs_current_logprobs`.
+    batch: a `rollouts.Batch`, B sequences with their advantages and old log-probs; current: (logprobs [N], entropies
+    [N]) under the weights before this update, if `needs_current_logprobs`; max_length: the longest response allowed.
     """
+    is_expert, old_logprobs = batch.is_expert, batch.old_logprobs  # (N,) each
 
     def per_token(values: Tensor) -> Tensor:
-        return torch.repeat_interleave(values, lengths)  # (B,) -> (N,)
+        return torch.repeat_interleave(values, batch.lengths)  # (B,) -> (N,)
 
-    weight = per_token(token_weights(trained_lengths, recipe.aggregation, max_length))  # (N,)
-    advantage = per_token(advantages)  # (N,)
+    weight = per_token(token_weights(batch.trained_lengths, recipe.aggregation, max_length))  # (N,)
+    advantage = per_token(batch.advantages)  # (N,)
     likelihood = torch.zeros_like(weight)  # (N,)
     if current is not None:
         logprobs, entropies = current
-        uncertainty = per_token(sequence_means(entropies, lengths))  # SRFT's H, one per sequence, (N,)
+        uncertainty = per_token(sequence_means(entropies, batch.lengths))  # SRFT's H, one per sequence, (N,)
 
     if recipe.sampler_cap:
         # A positive factor moves through the minimum and the clip unchanged, so it can stand in the advantage.
-        correction = torch.exp(old_logprobs - sampler_logprobs).clamp(max=recipe.sampler_cap)
+        correction = torch.exp(old_logprobs - batch.sampler_logprobs).clamp(max=recipe.sampler_cap)
         advantage = torch.where(is_expert, advantage, correction * advantage)
     if recipe.policy_loss == "sequence":
         # GSPO clips a sequence, the loss below clips a token. With old_logprobs moved like this, exp(logprob - old) is
         # the sequence's ratio at each of its tokens: all of them clip together, and each still has its own gradient.
-        old_logprobs = logprobs - per_token(sequence_means(logprobs - old_logprobs, lengths))
+        old_logprobs = logprobs - per_token(sequence_means(logprobs - old_logprobs, batch.lengths))
     if recipe.policy_loss == "likelihood":
         # SRFT pulls right answers up, the more the less sure it is of them, and pushes wrong ones down. No advantage.
-        push = torch.where(per_token(correct) == 1, 0.1 * torch.exp(uncertainty), -1.0)
+        push = torch.where(per_token(batch.correct) == 1, 0.1 * torch.exp(uncertainty), -1.0)
         likelihood = torch.where(is_expert, 0.0, push * weight)
         advantage = torch.where(is_expert, advantage, 0.0)
     if recipe.expert == "prefix":

@@ -1,6 +1,7 @@
 """The algorithms' maths against worked numbers (6 digits), central differences and brute force."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -115,6 +116,11 @@ def test_kl_in_reward_sums_over_each_answer():
     close(kl_in_reward(old, ref, torch.tensor([2, 1])), [0.5, -0.4])
 
 
+def terms_of(recipe: Recipe, *, current, max_length: int, **batch) -> Terms:
+    """`token_terms` of a batch given by its tensors."""
+    return token_terms(recipe, SimpleNamespace(**batch), current, max_length)
+
+
 def batch_terms(recipe: Recipe, expert: tuple[int, ...] = (0, 0, 3), **changed) -> Terms:
     """Three sequences of 2, 2 and 3 tokens; the last one's first `expert[2]` tokens are the expert's, and so on."""
     lengths = torch.tensor([2, 2, 3])
@@ -132,7 +138,7 @@ def batch_terms(recipe: Recipe, expert: tuple[int, ...] = (0, 0, 3), **changed) 
         ),
         max_length=4,
     )
-    return token_terms(recipe, **(given | changed))
+    return terms_of(recipe, **(given | changed))
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -225,7 +231,7 @@ def test_gspo_has_one_ratio_a_sequence_and_one_clip():
     old, three = logprob - torch.tensor([0.1, -0.2, 0.3]), torch.tensor([3])
     for clip, slope in ((0.2, -1.068939 / 3), (4e-4, 0.0)):
         recipe = replace(RECIPES["gspo"], clip_high=clip)
-        terms = token_terms(
+        terms = terms_of(
             recipe,
             advantages=torch.ones(1),
             correct=torch.ones(1),
@@ -255,10 +261,10 @@ def test_the_sampler_correction_is_capped_and_leaves_experts_alone():
         current=None,
         max_length=4,
     )
-    terms = token_terms(RECIPES["tis"], is_expert=torch.zeros(4).bool(), **given)
+    terms = terms_of(RECIPES["tis"], is_expert=torch.zeros(4).bool(), **given)
     close(terms.advantage, [0.606531, 1.0, 1.648721, 2.0])
     mixed = replace(RECIPES["luffy"], sampler_cap=2.0)
-    close(token_terms(mixed, is_expert=torch.ones(4).bool(), **given).advantage, [1.0] * 4)
+    close(terms_of(mixed, is_expert=torch.ones(4).bool(), **given).advantage, [1.0] * 4)
 
 
 def test_srft_weights():
@@ -267,7 +273,7 @@ def test_srft_weights():
     expert = torch.tensor([False, False, False, True, True])
     entropy = torch.tensor([0.4, 0.6, 0.9, 0.05, 0.15])
     recipe = replace(RECIPES["srft"], aggregation="constant", entropy_coef=0.0)
-    terms = token_terms(
+    terms = terms_of(
         recipe,
         advantages=torch.tensor([0.3, -0.6, 0.3]),
         correct=torch.tensor([1.0, 0, 1]),

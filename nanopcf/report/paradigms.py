@@ -5,16 +5,60 @@ so that a run from an SFT checkpoint has less left for itself. A row sums up the
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from nanopcf import ceiling
 from nanopcf.report.text import ceiling_text, percent
+from nanopcf.run.stages import train_parallel
 
 SYNCHRONISED = ("luffy", "srft", "upt", "prefix_rft")  # SFT and RL in one stage
 PURE_RL = ("grpo", "dapo_d", "dapo_dc")
 LAST = 3  # points at the end of a curve whose mean is its final score
+
+
+# ---- the runs ----
+
+
+def train_all(
+    c: Any, folder: Path, selection: dict, rl_from: Callable[[dict, Path], Any], train: Callable, pool: Executor
+) -> list[dict]:
+    """Every paradigm at equal compute, from the base model and from the checkpoint that the selector chose.
+
+    A run ends when --paradigm-flops are spent, the SFT before it included. c: the pipeline's config; rl_from(start,
+    folder): the settings of RL from a start of the selection; train: `train_rl.main`.
+    """
+    best = next(row for row in selection["ranking"] if row["name"] == selection["chosen"])
+    best_start = (best["name"], best["recommended_step"])
+    base_start = selection["starts"][0]
+    sft_start = next(s for s in selection["starts"] if (s["dataset"], s["sft_step"]) == best_start)
+    if sft_start["x_sft"] >= c.paradigm_flops:
+        raise ValueError(f"--paradigm-flops {c.paradigm_flops:.3g}: SFT alone took {sft_start['x_sft']:.3g}")
+    never = 10**6  # steps: the compute is spent long before
+    runs = {}
+    for seed in range(c.seed, c.seed + c.paradigm_seeds):
+        for algo in c.paradigms:
+            for name, start in (("base", base_start), ("sft", sft_start)):
+                runs[algo, name, seed, start["x_sft"]] = replace(
+                    rl_from(start, folder / f"{algo}-{name}-{seed}"),
+                    algo=algo,
+                    seed=seed,
+                    steps=never,
+                    checkpoint_every=never,
+                    max_flops=c.paradigm_flops - start["x_sft"],
+                    eval_flops=c.paradigm_flops / c.rl_points,
+                )
+    curves = train_parallel("paradigms", train, runs, pool, folder, c.paradigm_flops, "score", of="x")
+    compared = []
+    for (algo, name, seed, x_sft), curve in curves.items():
+        total_curve = [{"x": x_sft + point["x"], "score": point["score"]} for point in curve]
+        compared.append({"algo": algo, "start": name, "seed": seed, "x_sft": x_sft, "curve": total_curve})
+    return compared
 
 
 # ---- from runs to rows ----
