@@ -288,16 +288,9 @@ def make_candidates(c: PipelineConfig, folder: Path, data: dict, base: dict, thr
         rounds = splits.new_problems(c.task, c.pool, c.seed, taken)
     problems = splits.sort_by_difficulty(replace(scoring(c, base["model"], data), threads=threads), rounds, needed)
 
-    set_files = {}
-    for name, difficulty, size in wanted:
-        if len(problems[difficulty]) < int(size):
-            raise ValueError(
-                f"--candidates {name}: among {len(problems['uniform'])} problems the base model has "
-                f"{len(problems[difficulty])} {difficulty} ones; make --pool larger, the set smaller, or the base model "
-                "better (--base-steps, --known)"
-            )
-        write_jsonl(folder / f"{name}.jsonl", problems[difficulty][: int(size)])
-        set_files[name] = str(folder / f"{name}.jsonl")
+    set_files = {
+        name: splits.write_set(folder, name, difficulty, int(size), problems) for name, difficulty, size in wanted
+    }
     # with --data the sets come from the corpus, which nothing else uses
     others = {name: read_examples(file) for name, file in data.items() if not (c.data and name == "corpus")}
     check_disjoint(**others, candidates=problems["uniform"])

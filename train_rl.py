@@ -76,9 +76,7 @@ class RLConfig(config.Config):
         if self.recipe.expert in ("beside", "prefix") and self.group < 2:
             raise ValueError(f"--group must be at least 2 with {self.algo}: the expert takes one place")
         if self.recipe.dynamic_sampling and self.recipe.expert == "none" and self.group < 2:
-            raise ValueError(
-                "--group must be at least 2 with dynamic sampling: a lone response has none to differ from"
-            )
+            raise ValueError("--group must be at least 2 with dynamic sampling: a lone response differs from none")
         if not self.temperature > 0:
             raise ValueError("--temperature must be above 0: a greedy rollout has nothing to learn from")
 
@@ -101,11 +99,11 @@ import torch
 
 import kernels
 from nanopcf import checkpoint, objectives
-from nanopcf.data import Example, Format, encode_prompts, read_examples
+from nanopcf.data import Example, Format, batch_indices, encode_prompts, read_examples
 from nanopcf.model import Transformer
 from nanopcf.objectives import RECIPES, Recipe, Terms, rl_loss, token_terms
 from nanopcf.optim import SCHEDULES, Optimizer, learning_rate
-from nanopcf.packing import batch_indices, pack, token_logprobs, trained_hidden
+from nanopcf.packing import pack, token_logprobs, trained_hidden
 from nanopcf.rollouts import Batch, Group, Problem, make_batch, roll_out, step_flops
 from nanopcf.run import files, log, machine, parallel, signals
 from nanopcf.run.folder import Metrics, checkpoints, open_run
@@ -278,7 +276,6 @@ def main(c: RLConfig) -> list[dict]:
     # What a resumed run needs besides weights and optimizer. drawn: rounds of prompts so far; x: FLOPs spent; ended: by
     # compute, or for want of a signal; threads, because the rounding of sums depends on their number.
     state = {"step": 0, "updates": 0, "drawn": 0, "x": 0.0, "ended": False, "threads": threads}
-
     score = partial(evaluate, model, tokenizer, val, slots, c=c)
 
     def stop_unless_finite(what: str, value: float, rows, extras=None) -> None:

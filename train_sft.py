@@ -61,9 +61,9 @@ import torch
 
 import kernels
 from nanopcf import checkpoint, flops, regimes
-from nanopcf.data import Format, encode_examples, read_examples
+from nanopcf.data import Format, batch_indices, encode_examples, read_examples
 from nanopcf.optim import SCHEDULES, Optimizer, learning_rate
-from nanopcf.packing import Rows, Sequence, batch_indices, pack, trained_hidden
+from nanopcf.packing import Rows, Sequence, pack, trained_hidden
 from nanopcf.run import files, log, machine, parallel, signals
 from nanopcf.run.folder import Metrics, checkpoints, open_run
 from nanopcf.tokenizer import TextTokenizer

@@ -12,6 +12,7 @@ Left out: pickled weights (.bin, .pt), because opening one can run code. Safeten
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from nanopcf.interop import huggingface
 from nanopcf.interop.huggingface import open_safetensors, read_safetensors, to_hf_weights, write_safetensors
@@ -112,7 +113,7 @@ def save_training(
 
     def write(temporary: Path) -> None:
         write_model(temporary, model, tokenizer)
-        write_safetensors(optimizer.tensors(), temporary / "optimizer.safetensors")
+        write_safetensors(optimizer_tensors(optimizer), temporary / "optimizer.safetensors")
         files.write_json(temporary / "state.json", state)
 
     files.write_folder(folder, write)
@@ -152,10 +153,45 @@ def load_training(folder: Path, model: Transformer, optimizer: Optimizer, state:
     model.load_state_dict(loaded.state_dict())
     tensors = read_safetensors(folder / "optimizer.safetensors")
     try:
-        optimizer.load(tensors)
+        fill_optimizer(optimizer, tensors)
     except ValueError as error:
         raise ValueError(f"{folder / 'optimizer.safetensors'}: {error}") from error
     saved = files.read_json(folder / "state.json")
     if {name: type(value) for name, value in saved.items()} != {name: type(value) for name, value in state.items()}:
         raise ValueError(f"{folder / 'state.json'}: {saved}, expected values like {state}")
     return saved
+
+
+def optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:
+    """All that a resumed run needs of an optimizer, on the CPU: "3.step", "3.exp_avg", "3.exp_avg_sq" of AdamW, and the
+    float32 masters of a bfloat16 model, "3.master"."""
+    state = optimizer.adamw.state_dict()["state"]  # {3: {"step": ..., "exp_avg": ...}}; empty before the first step
+    named = {f"{i}.{name}": tensor for i, moments in state.items() for name, tensor in moments.items()}
+    return {name: tensor.cpu() for name, tensor in (named | master_copies(optimizer)).items()}
+
+
+def master_copies(optimizer: Optimizer) -> dict[str, Tensor]:
+    """The masters that are not parameters themselves, by names such as "3.master"; none with a float32 model."""
+    return {f"{i}.master": master for i, (p, master) in enumerate(optimizer.pairs) if master is not p}
+
+
+@torch.no_grad()
+def fill_optimizer(optimizer: Optimizer, tensors: dict[str, Tensor]) -> None:
+    """Take over what `optimizer_tensors` gave. Raises ValueError when it came from the optimizer of another model."""
+    expected = {name: master.shape for name, master in master_copies(optimizer).items()}
+    if any(name.endswith(".step") for name in tensors):
+        for i, master in enumerate(optimizer.masters):
+            expected |= {f"{i}.step": torch.Size(), f"{i}.exp_avg": master.shape, f"{i}.exp_avg_sq": master.shape}
+    wrong = {name: tensor.shape for name, tensor in tensors.items()}.items() ^ expected.items()
+    if wrong:
+        name = min(name for name, _ in wrong)
+        raise ValueError(f"not the optimizer of this model: {name!r} is missing, extra or of another shape")
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        i, name = key.split(".")
+        if name == "master":
+            optimizer.masters[int(i)].copy_(tensor)
+        else:
+            state.setdefault(int(i), {})[name] = tensor
+    adamw = optimizer.adamw
+    adamw.load_state_dict({"state": state, "param_groups": adamw.state_dict()["param_groups"]})

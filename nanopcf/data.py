@@ -12,6 +12,8 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+
 from nanopcf.interop.problems import is_chat, jsonl_rows, parquet_rows, recognised
 from nanopcf.packing import Sequence
 from nanopcf.run import files, log
@@ -197,3 +199,19 @@ def report_dropped(dropped: int, count: int, max_length: int, source: str) -> No
         raise ValueError(f"{source}: all {count} examples are longer than {max_length} tokens")
     if dropped:
         log.announce(f"{source}: {dropped} of {count} examples dropped, longer than {max_length} tokens")
+
+
+# ---- order ----
+
+
+def batch_indices(count: int, batch: int, step: int, seed: int) -> np.ndarray:
+    """The examples of optimizer step `step` (from 0): epochs of fresh permutations, cut into batches.
+
+    A function of (seed, step) alone, so that a resumed run sees the data that an uninterrupted one would.
+    """
+    start = step * batch
+    order = [
+        np.random.default_rng((seed, epoch)).permutation(count)
+        for epoch in range(start // count, (start + batch - 1) // count + 1)
+    ]
+    return np.concatenate(order)[start % count :][:batch]

@@ -16,21 +16,7 @@ here it has it.
 A config is any object with the attributes layers, width, mlp_width, vocab_size, heads, kv_heads and head_dim.
 """
 
-from types import SimpleNamespace
 from typing import Any
-
-# the models of the paper's curves, with the numbers of their configs on Hugging Face
-MODELS = {
-    "Qwen2.5-7B": SimpleNamespace(
-        layers=28, width=3584, mlp_width=18944, vocab_size=152064, heads=28, kv_heads=4, head_dim=128
-    ),
-    "Qwen2.5-14B": SimpleNamespace(
-        layers=48, width=5120, mlp_width=13824, vocab_size=152064, heads=40, kv_heads=8, head_dim=128
-    ),
-    "Llama-3.2-3B": SimpleNamespace(
-        layers=28, width=3072, mlp_width=8192, vocab_size=128256, heads=24, kv_heads=8, head_dim=128
-    ),
-}
 
 
 def forward_per_token(config: Any, seq_len: float) -> float:

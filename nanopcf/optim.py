@@ -69,36 +69,6 @@ class Optimizer:
                 p.copy_(master)  # rounds to bfloat16
         return norm
 
-    def master_copies(self) -> dict[str, Tensor]:
-        """The masters that are not parameters themselves, by names such as "3.master"; none with a float32 model."""
-        return {f"{i}.master": master for i, (p, master) in enumerate(self.pairs) if master is not p}
-
-    def tensors(self) -> dict[str, Tensor]:
-        """All that a resumed run needs, on the CPU: the masters, and "3.step", "3.exp_avg", "3.exp_avg_sq" of AdamW."""
-        state = self.adamw.state_dict()["state"]  # {3: {"step": ..., "exp_avg": ...}}; empty before the first step
-        named = {f"{i}.{name}": tensor for i, moments in state.items() for name, tensor in moments.items()}
-        return {name: tensor.cpu() for name, tensor in (named | self.master_copies()).items()}
-
-    @torch.no_grad()
-    def load(self, tensors: dict[str, Tensor]) -> None:
-        """Take over what `tensors` gave. Raises ValueError when it came from the optimizer of another model."""
-        expected = {name: master.shape for name, master in self.master_copies().items()}
-        if any(name.endswith(".step") for name in tensors):
-            for i, master in enumerate(self.masters):
-                expected |= {f"{i}.step": torch.Size(), f"{i}.exp_avg": master.shape, f"{i}.exp_avg_sq": master.shape}
-        wrong = {name: tensor.shape for name, tensor in tensors.items()}.items() ^ expected.items()
-        if wrong:
-            name = min(name for name, _ in wrong)
-            raise ValueError(f"not the optimizer of this model: {name!r} is missing, extra or of another shape")
-        state: dict[int, dict[str, Tensor]] = {}
-        for key, tensor in tensors.items():
-            i, name = key.split(".")
-            if name == "master":
-                self.masters[int(i)].copy_(tensor)
-            else:
-                state.setdefault(int(i), {})[name] = tensor
-        self.adamw.load_state_dict({"state": state, "param_groups": self.adamw.state_dict()["param_groups"]})
-
 
 def learning_rate(step: int, progress: float, *, peak: float, warmup: int, schedule: str) -> float:
     """Learning rate of optimizer step `step` (from 0): a linear warm-up to the peak, then a schedule.

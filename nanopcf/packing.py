@@ -115,16 +115,3 @@ def token_logprobs(model: torch.nn.Module, rows: Rows, micro_rows: int, temperat
         scores[:, micro.index[micro.trained]] = torch.stack(found)
     parallel.total([scores])
     return tuple(scores.cpu())
-
-
-def batch_indices(count: int, batch: int, step: int, seed: int) -> np.ndarray:
-    """The examples of optimizer step `step` (from 0): epochs of fresh permutations, cut into batches.
-
-    A function of (seed, step) alone, so that a resumed run sees the data that an uninterrupted one would.
-    """
-    start = step * batch
-    order = [
-        np.random.default_rng((seed, epoch)).permutation(count)
-        for epoch in range(start // count, (start + batch - 1) // count + 1)
-    ]
-    return np.concatenate(order)[start % count :][:batch]

@@ -72,19 +72,10 @@ def prefix_share(progress: float, uniform: float) -> float:
 
 
 def roll_out(
-    sampler: Sampler,
-    recipe: Recipe,
-    problems: list[Problem],
-    *,
-    places: Sequence[int],
-    group: int,
-    decode: Callable[[list[int]], str],
-    max_new_tokens: int,
-    temperature: float,
-    stop_ids: set[int] | list[int],
-    seed: tuple[int, int],
-    progress: float,
-) -> list[Group]:
+    sampler: Sampler, recipe: Recipe, problems: list[Problem], *, places: Sequence[int], group: int,
+    decode: Callable[[list[int]], str], max_new_tokens: int, temperature: float, stop_ids: set[int] | list[int],
+    seed: tuple[int, int], progress: float,
+) -> list[Group]:  # fmt: skip
     """One group per problem. What is sampled depends on `seed` and the problem's place in the round (`places`) alone.
 
     group: G, rollouts per prompt where no expert takes a place; progress: share of the run that is done, 0 to 1, for

@@ -7,11 +7,12 @@ Left out: the paper also removes training problems that are only similar to one 
 
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
 from nanopcf.checkpoint import load_tokenizer_of
-from nanopcf.data import Example, Format, encode_prompts, read_examples
+from nanopcf.data import Example, Format, encode_prompts, read_examples, write_jsonl
 from nanopcf.evaluate import EvaluateConfig, answer_problems, open_model
 from nanopcf.tasks import Lore, make_examples
 
@@ -91,3 +92,15 @@ def sort_by_difficulty(
         if all(len(by_difficulty[difficulty]) >= count for difficulty, count in needed.items()):
             break
     return by_difficulty
+
+
+def write_set(folder: Path, name: str, difficulty: str, size: int, problems: dict[str, list[Example]]) -> str:
+    """Write the first `size` problems of a difficulty, and return the file. Raises ValueError when there are too few."""
+    found = problems[difficulty]
+    if len(found) < size:
+        raise ValueError(
+            f"--candidates {name}: among {len(problems['uniform'])} problems the base model has {len(found)} {difficulty} "
+            "ones; make --pool larger, the set smaller, or the base model better (--base-steps, --known)"
+        )
+    write_jsonl(folder / f"{name}.jsonl", found[:size])
+    return str(folder / f"{name}.jsonl")

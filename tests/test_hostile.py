@@ -318,7 +318,7 @@ def test_an_optimizer_of_another_model_is_refused(model, tmp_path):
     for p in model.parameters():
         p.grad = torch.zeros_like(p)
     optimizer.step(0.0, 1.0)
-    tensors = optimizer.tensors()
+    tensors = checkpoint.optimizer_tensors(optimizer)
     for wrong in (
         {k: v for k, v in tensors.items() if not k.startswith("3.")},
         {k: v[:-1] if v.dim() else v for k, v in tensors.items()},
@@ -326,8 +326,8 @@ def test_an_optimizer_of_another_model_is_refused(model, tmp_path):
         tensors | {"nonsense": torch.zeros(1)},
     ):
         with pytest.raises(ValueError, match="optimizer"):
-            optimizer.load(wrong)
-    optimizer.load(tensors)
+            checkpoint.fill_optimizer(optimizer, wrong)
+    checkpoint.fill_optimizer(optimizer, tensors)
 
 
 def test_links_in_a_run_folder_lead_nowhere(tmp_path):

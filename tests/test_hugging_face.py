@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from nanopcf import checkpoint
 from nanopcf.model import ModelConfig, Transformer, rope_frequencies
-from nanopcf.tokenizer import TextTokenizer, nano_tokenizer
+from nanopcf.tokenizer import nano_tokenizer
 
 SIZES = dict(
     vocab_size=60,
@@ -164,16 +164,6 @@ def test_a_bad_index_touches_no_file_outside(folder, weight_map, message):
         checkpoint.load(folder)
 
 
-def test_end_tokens_from_all_three_files(folder):
-    change(folder, eos_token_id=[15, 3])
-    (folder / "generation_config.json").write_text('{"eos_token_id": [4, 999]}')
-    _, tokenizer = checkpoint.load(folder)
-    assert tokenizer.eos_id == 15 and tokenizer.stop_ids == [3, 4, 15]
-    (folder / "tokenizer_config.json").write_text('{"eos_token": "<nowhere>"}')
-    with pytest.raises(ValueError, match="no end token of this tokenizer"):
-        checkpoint.load(folder)
-
-
 def test_a_hub_name_says_what_to_do_offline(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     import huggingface_hub
@@ -188,11 +178,6 @@ def test_a_hub_name_says_what_to_do_offline(monkeypatch):
         checkpoint.load("./nothing/here/x")
 
 
-CHATML = (
-    "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}{{ '<|im_start|>system\\nYou are "
-    "helpful<|im_end|>\\n' }}{% endif %}{{'<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + "
-    "'\\n'}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
-)
 LLAMA3 = """{{- bos_token }}
 {%- if not date_string is defined %}
     {%- if strftime_now is defined %}
@@ -218,71 +203,3 @@ LLAMA3 = """{{- bos_token }}
     {{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}
 {%- endif %}
 """
-QWEN3 = """{%- if tools %}{{- '<|im_start|>system\\n' + tools | tojson }}{%- endif %}
-{%- set ns = namespace(last=messages|length - 1, found=false) %}
-{%- for message in messages[::-1] %}
-    {%- if message.role == "user" and not ns.found %}{%- set ns.found = true %}{%- set ns.last = loop.index0 %}{%- endif %}
-    {%- if ns.found %}{%- break %}{%- endif %}
-{%- endfor %}
-{%- for message in messages %}
-    {%- if message.role == "assistant" %}
-        {%- set content = message.content.split('</think>')[-1].lstrip('\\n') %}
-        {{- '<|im_start|>' + message.role + '\\n' + content + '<|im_end|>' + '\\n' }}
-    {%- else %}
-        {{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>' + '\\n' + ({"n": "é"} | tojson) }}
-    {%- endif %}
-{%- endfor %}
-{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}
-    {%- if enable_thinking is defined and enable_thinking is false %}{{- '<think>\\n\\n</think>\\n\\n' }}{%- endif %}
-{%- endif %}
-"""
-
-
-@pytest.mark.parametrize("template", [CHATML, LLAMA3, QWEN3], ids=["chatml", "llama3", "qwen3"])
-def test_chat_templates_give_what_transformers_gives(template):
-    transformers = pytest.importorskip("transformers")
-    from tokenizers import Tokenizer, models
-
-    library = Tokenizer(models.WordLevel({"<eos>": 0, "<bos>": 1}))
-    theirs = transformers.PreTrainedTokenizerFast(tokenizer_object=library, eos_token="<eos>", bos_token="<bos>")
-    ours = TextTokenizer(library, "<eos>", chat_template=template, bos_token="<bos>")
-    user, answered = (
-        {"role": "user", "content": "  Hi <there> "},
-        {"role": "assistant", "content": "<think>x</think>\nHo"},
-    )
-    for messages in ([user], [{"role": "system", "content": " Be brief. "}, user], [user, answered, user]):
-        want = theirs.apply_chat_template(messages, chat_template=template, add_generation_prompt=True, tokenize=False)
-        assert ours.chat(messages) == want
-    with pytest.raises(ValueError, match="the chat template failed"):
-        ours.chat([{"role": "tool"}])
-
-
-def test_a_chat_template_runs_no_code():
-    nano = nano_tokenizer()
-    for attack in (
-        "{{ ''.__class__.__mro__[1].__subclasses__() }}",
-        "{% for i in range(10**9) %}a{% endfor %}",
-        "{{ messages.append(1) }}",
-        "{{ cycler.__init__.__globals__.os.system('true') }}",
-    ):
-        nano.chat_template = attack
-        with pytest.raises(ValueError, match="the chat template failed"):
-            nano.chat([{"role": "user", "content": "1"}])
-
-
-def test_the_begin_token_stands_before_a_plain_prompt_and_survives_a_save(folder):
-    """Llama's tokenizers put one there by a post-processor, Qwen's none: the prompt of a base model is what they make."""
-    from tokenizers import Tokenizer, processors
-
-    library = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    library.post_processor = processors.TemplateProcessing(
-        single="= $A", special_tokens=[("=", library.token_to_id("="))]
-    )
-    library.save(str(folder / "tokenizer.json"))
-    names = json.loads((folder / "tokenizer_config.json").read_text())
-    (folder / "tokenizer_config.json").write_text(json.dumps(names | {"bos_token": {"content": "="}}))
-    model, tokenizer = checkpoint.load(folder)
-    assert tokenizer.encode_prompt("12") == library.encode("12").ids == [tokenizer.bos_ids[0], *tokenizer.encode("12")]
-    checkpoint.save(model, tokenizer, folder.parent / "again")
-    again = checkpoint.load(folder.parent / "again")[1]
-    assert again.bos_token == "=" and again.bos_ids == tokenizer.bos_ids and nano_tokenizer().bos_ids == []

@@ -1,0 +1,153 @@
+"""Text to ids: end and begin tokens, chat templates against transformers' own."""
+
+import json
+
+import pytest
+import torch
+
+from nanopcf import checkpoint
+from nanopcf.model import ModelConfig, Transformer
+from nanopcf.tokenizer import TextTokenizer, nano_tokenizer
+
+
+def test_tokenizer_refuses_what_it_cannot_spell():
+    tokenizer = nano_tokenizer()
+    assert tokenizer.vocab_size == 16
+    assert tokenizer.encode_answer("1=2")[-1] == tokenizer.eos_id
+    with pytest.raises(ValueError, match="can't spell 'x'"):
+        tokenizer.encode("12x4")
+
+
+LLAMA3 = dict(
+    rope_type="llama3",
+    rope_theta=5000.0,
+    factor=8.0,
+    low_freq_factor=1.0,
+    high_freq_factor=4.0,
+    original_max_position_embeddings=64,
+)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    torch.manual_seed(0)
+    model = Transformer(
+        ModelConfig(vocab_size=16, width=16, layers=1, heads=2, kv_heads=1, mlp_width=24, max_length=32)
+    )
+    checkpoint.save(model, nano_tokenizer(), tmp_path / "m")
+    return tmp_path / "m"
+
+
+def change(folder, **values) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+def test_end_tokens_from_all_three_files(folder):
+    change(folder, eos_token_id=[15, 3])
+    (folder / "generation_config.json").write_text('{"eos_token_id": [4, 999]}')
+    _, tokenizer = checkpoint.load(folder)
+    assert tokenizer.eos_id == 15 and tokenizer.stop_ids == [3, 4, 15]
+    (folder / "tokenizer_config.json").write_text('{"eos_token": "<nowhere>"}')
+    with pytest.raises(ValueError, match="no end token of this tokenizer"):
+        checkpoint.load(folder)
+
+
+CHATML = (
+    "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}{{ '<|im_start|>system\\nYou are "
+    "helpful<|im_end|>\\n' }}{% endif %}{{'<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + "
+    "'\\n'}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+LLAMA3 = """{{- bos_token }}
+{%- if not date_string is defined %}
+    {%- if strftime_now is defined %}
+        {%- set date_string = strftime_now("%d %b %Y") %}
+    {%- else %}
+        {%- set date_string = "26 Jul 2024" %}
+    {%- endif %}
+{%- endif %}
+{%- if messages[0]['role'] == 'system' %}
+    {%- set system_message = messages[0]['content'] | trim %}
+    {%- set messages = messages[1:] %}
+{%- else %}
+    {%- set system_message = "" %}
+{%- endif %}
+{{- "<|start_header_id|>system<|end_header_id|>\\n\\nToday Date: " + date_string + "\\n\\n" + system_message + "<|eot_id|>" }}
+{%- for message in messages %}
+    {%- if message['role'] not in ['user', 'assistant'] %}
+        {{- raise_exception("only user and assistant") }}
+    {%- endif %}
+    {{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n' + message['content'] | trim + '<|eot_id|>' }}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}
+{%- endif %}
+"""
+QWEN3 = """{%- if tools %}{{- '<|im_start|>system\\n' + tools | tojson }}{%- endif %}
+{%- set ns = namespace(last=messages|length - 1, found=false) %}
+{%- for message in messages[::-1] %}
+    {%- if message.role == "user" and not ns.found %}{%- set ns.found = true %}{%- set ns.last = loop.index0 %}{%- endif %}
+    {%- if ns.found %}{%- break %}{%- endif %}
+{%- endfor %}
+{%- for message in messages %}
+    {%- if message.role == "assistant" %}
+        {%- set content = message.content.split('</think>')[-1].lstrip('\\n') %}
+        {{- '<|im_start|>' + message.role + '\\n' + content + '<|im_end|>' + '\\n' }}
+    {%- else %}
+        {{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>' + '\\n' + ({"n": "é"} | tojson) }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}
+    {%- if enable_thinking is defined and enable_thinking is false %}{{- '<think>\\n\\n</think>\\n\\n' }}{%- endif %}
+{%- endif %}
+"""
+
+
+@pytest.mark.parametrize("template", [CHATML, LLAMA3, QWEN3], ids=["chatml", "llama3", "qwen3"])
+def test_chat_templates_give_what_transformers_gives(template):
+    transformers = pytest.importorskip("transformers")
+    from tokenizers import Tokenizer, models
+
+    library = Tokenizer(models.WordLevel({"<eos>": 0, "<bos>": 1}))
+    theirs = transformers.PreTrainedTokenizerFast(tokenizer_object=library, eos_token="<eos>", bos_token="<bos>")
+    ours = TextTokenizer(library, "<eos>", chat_template=template, bos_token="<bos>")
+    user, answered = (
+        {"role": "user", "content": "  Hi <there> "},
+        {"role": "assistant", "content": "<think>x</think>\nHo"},
+    )
+    for messages in ([user], [{"role": "system", "content": " Be brief. "}, user], [user, answered, user]):
+        want = theirs.apply_chat_template(messages, chat_template=template, add_generation_prompt=True, tokenize=False)
+        assert ours.chat(messages) == want
+    with pytest.raises(ValueError, match="the chat template failed"):
+        ours.chat([{"role": "tool"}])
+
+
+def test_a_chat_template_runs_no_code():
+    nano = nano_tokenizer()
+    for attack in (
+        "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+        "{% for i in range(10**9) %}a{% endfor %}",
+        "{{ messages.append(1) }}",
+        "{{ cycler.__init__.__globals__.os.system('true') }}",
+    ):
+        nano.chat_template = attack
+        with pytest.raises(ValueError, match="the chat template failed"):
+            nano.chat([{"role": "user", "content": "1"}])
+
+
+def test_the_begin_token_stands_before_a_plain_prompt_and_survives_a_save(folder):
+    """Llama's tokenizers put one there by a post-processor, Qwen's none: the prompt of a base model is what they make."""
+    from tokenizers import Tokenizer, processors
+
+    library = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    library.post_processor = processors.TemplateProcessing(
+        single="= $A", special_tokens=[("=", library.token_to_id("="))]
+    )
+    library.save(str(folder / "tokenizer.json"))
+    names = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(names | {"bos_token": {"content": "="}}))
+    model, tokenizer = checkpoint.load(folder)
+    assert tokenizer.encode_prompt("12") == library.encode("12").ids == [tokenizer.bos_ids[0], *tokenizer.encode("12")]
+    checkpoint.save(model, tokenizer, folder.parent / "again")
+    again = checkpoint.load(folder.parent / "again")[1]
+    assert again.bos_token == "=" and again.bos_ids == tokenizer.bos_ids and nano_tokenizer().bos_ids == []
