@@ -1,23 +1,30 @@
-"""Text <-> token ids: a thin wrapper of Hugging Face's `tokenizers`, and the nano tasks' own character tokenizer.
+"""From text to token ids and back: a thin wrapper of Hugging Face's `tokenizers`, and the nano tasks' tokenizer.
 
-A prompt and its trajectory are encoded *apart* and joined as ids, so that the boundary between what is given and
-what is trained never moves. The end token is part of the answer: `encode_answer` appends it.
+A prompt and its trajectory are encoded *apart* and then joined as ids. Encoded as one text, a token could span the end
+of the prompt and the start of the trajectory, and the boundary between what is given and what is trained would move.
+The end token is part of the answer: `encode_answer` appends it, so that the model learns to stop.
+
+Left out: training a tokenizer; and padding, because sequences are packed by their lengths.
 """
 
-import json
-import time
 from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+
+from nanopcf.interop.chat_template import render_chat
 
 NANO_ALPHABET = "0123456789+-*= "
 END = "<end>"
 
 
 class TextTokenizer:
-    """encode, decode, `eos_id`, `stop_ids`, `vocab_size`. Raises ValueError on text the vocabulary can't spell.
+    """A tokenizer with the ids that training and generation need.
 
-    `eos_id` ends what is trained; generation stops at any of `stop_ids` (Qwen has two, Llama 3 up to three).
+    eos_id      the end token, which is appended to what is trained
+    stop_ids    generation stops at any of these; eos_id is one of them (Qwen has two, Llama 3 up to three)
+    bos_ids     the begin token that a base model expects before any text: one id, or none
+
+    Raises ValueError when the vocabulary does not hold `end_token`.
     """
 
     def __init__(
@@ -28,78 +35,59 @@ class TextTokenizer:
         chat_template: str | None = None,
         bos_token: str = "",
     ) -> None:
-        self.tokenizer, self.end_token, self.chat_template = tokenizer, end_token, chat_template
-        self.bos_token = bos_token
+        self.tokenizer, self.end_token, self.bos_token = tokenizer, end_token, bos_token
+        self.chat_template = chat_template
         self.eos_id = tokenizer.token_to_id(end_token)
         if self.eos_id is None:
             raise ValueError(f"tokenizer: its vocabulary has no end token {end_token!r}")
         self.stop_ids = sorted({self.eos_id, *stop_ids})
-        # what the model expects before any text: Llama's tokenizers put a begin token there, Qwen's nothing
-        marks = [i for i in tokenizer.encode("").ids if i != self.eos_id]
-        self.bos_ids = marks[:1]
+        # What the library adds to an empty text is what the model expects around any text. Llama's tokenizers add a
+        # begin token, Qwen's add nothing.
+        added = [i for i in tokenizer.encode("").ids if i != self.eos_id]
+        self.bos_ids = added[:1]
 
     @property
     def vocab_size(self) -> int:
-        """One more than the highest id: the rows an embedding must have."""
+        """The number of rows that an embedding must have: one more than the highest id."""
         return max(self.tokenizer.get_vocab().values()) + 1
 
     def encode(self, text: str) -> list[int]:
+        """The ids of the text alone, no begin or end token. Raises ValueError when the vocabulary cannot spell it."""
         try:
-            ids = self.tokenizer.encode(text, add_special_tokens=False).ids
-        except Exception as error:  # the library raises bare Exception for a symbol without a token
+            return self.tokenizer.encode(text, add_special_tokens=False).ids
+        except Exception as error:  # for a symbol without a token the library raises a bare Exception
             vocabulary = self.tokenizer.get_vocab()
-            unknown = "".join(sorted({ch for ch in text if ch not in vocabulary}))
+            unknown = "".join(sorted({symbol for symbol in text if symbol not in vocabulary}))
             raise ValueError(f"tokenizer: can't spell {unknown!r} in {text[:60]!r}") from error
-        return ids
 
     def encode_prompt(self, text: str) -> list[int]:
-        """A plain prompt as a base model expects it: after the begin token, where there is one."""
+        """A plain prompt as a base model expects it: after the begin token, if there is one. Raises like `encode`."""
         return [*self.bos_ids, *self.encode(text)]
 
     def encode_answer(self, text: str) -> list[int]:
+        """An answer and the end token. Raises like `encode`."""
         return [*self.encode(text), self.eos_id]
 
     def decode(self, ids: list[int]) -> str:
+        """The text of the ids; begin, end and other special tokens are left out."""
         return self.tokenizer.decode(ids, skip_special_tokens=True)
 
     def chat(self, messages: list[dict[str, str]]) -> str:
-        """The prompt text for messages [{"role", "content"}], up to where the assistant answers.
+        """The prompt text for messages [{"role", "content"}], up to where the assistant's answer begins.
 
-        Templates come from strangers: they run in jinja2's sandbox. Raises ValueError without one, or when it fails.
+        Raises ValueError when the model has no chat template, or when the template fails.
         """
         if self.chat_template is None:
             raise ValueError("this model has no chat template: it is a base model; give it plain text")
-        from jinja2 import TemplateError
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-        def raise_exception(message: str) -> None:
-            raise TemplateError(message)
-
-        # what templates are written against: transformers' environment
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-        )
-        environment.filters["tojson"] = lambda value, indent=None: json.dumps(value, ensure_ascii=False, indent=indent)
-        environment.globals["raise_exception"] = raise_exception
-        environment.globals["strftime_now"] = lambda form: time.strftime(form)
-        try:
-            return environment.from_string(self.chat_template).render(
-                messages=messages,
-                add_generation_prompt=True,
-                eos_token=self.end_token,
-                bos_token=self.bos_token,
-                tools=None,
-                documents=None,
-            )
-        except Exception as error:  # a template can fail in any way
-            raise ValueError(f"the chat template failed: {error}") from error
+        return render_chat(self.chat_template, messages, bos_token=self.bos_token, eos_token=self.end_token)
 
     def save(self, path: Path) -> None:
+        """Write the file tokenizer.json of a model folder."""
         path.write_text(self.tokenizer.to_str(pretty=True), encoding="utf-8")
 
 
 def nano_tokenizer() -> TextTokenizer:
-    """One token a character of the nano tasks' alphabet, and the end token: a vocabulary of 16."""
+    """One token per character of the nano tasks' alphabet, and the end token: a vocabulary of 16."""
     vocabulary = {symbol: i for i, symbol in enumerate([*NANO_ALPHABET, END])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), behavior="isolated")
