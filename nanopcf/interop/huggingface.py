@@ -1,144 +1,197 @@
-"""Hugging Face's layout."""
+"""Hugging Face's layout of a model: how its names and settings map to ours, and readers of the files of a folder.
+
+Three architectures of theirs are one transformer of ours: Llama, Qwen2 (with a bias on q, k and v) and Qwen3 (with a
+norm on q and k). Our q, k and v are stored as one matrix, and so are the two halves of the SwiGLU; a folder holds them
+apart.
+
+Nothing in a config.json is ignored that would change what the model computes: what our transformer cannot do is refused
+by name. `nanopcf/checkpoint.py` opens and writes whole folders with these parts.
+"""
 
 import re
 from dataclasses import asdict
 from pathlib import Path
 
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch import Tensor
 
 from nanopcf.model import ModelConfig, Transformer
-from nanopcf.run.files import read_json
+from nanopcf.run.files import read_json, write_json
 from nanopcf.tokenizer import TextTokenizer
 
-HF_FIELDS = {  # ours -> Hugging Face's, and what that library takes where a config.json says nothing
-    "vocab_size": ("vocab_size", None),
-    "width": ("hidden_size", None),
-    "layers": ("num_hidden_layers", None),
-    "heads": ("num_attention_heads", None),
-    "mlp_width": ("intermediate_size", None),
-    "kv_heads": ("num_key_value_heads", "num_attention_heads"),
-    "head_dim": ("head_dim", 0),  # width // heads
-    "max_length": ("max_position_embeddings", 2048),
-    "rope_theta": ("rope_theta", 10_000.0),
-    "norm_eps": ("rms_norm_eps", 1e-6),
-    "tied": ("tie_word_embeddings", False),
+# ---- config.json ----
+
+# A field of ModelConfig -> its name in config.json.
+HF_NAMES = {
+    "vocab_size": "vocab_size",
+    "width": "hidden_size",
+    "layers": "num_hidden_layers",
+    "heads": "num_attention_heads",
+    "mlp_width": "intermediate_size",
+    "kv_heads": "num_key_value_heads",
+    "head_dim": "head_dim",
+    "max_length": "max_position_embeddings",
+    "rope_theta": "rope_theta",
+    "norm_eps": "rms_norm_eps",
+    "tied": "tie_word_embeddings",
 }
-ROPE_FIELDS = {
+# The same for Llama 3's stretched rotary positions, which config.json holds in an object of their own.
+HF_ROPE_NAMES = {
     "rope_factor": "factor",
     "rope_low_freq": "low_freq_factor",
     "rope_high_freq": "high_freq_factor",
     "rope_original_length": "original_max_position_embeddings",
 }
+# What transformers takes where a config.json says nothing. A field that is not here must be given, except for kv_heads,
+# which is then the number of heads. A head_dim of 0 stands for width // heads.
+HF_DEFAULTS = {"head_dim": 0, "max_length": 2048, "rope_theta": 10_000.0, "norm_eps": 1e-6, "tied": False}
+QWEN3_HEAD_DIM = 128
 
 
-def to_hf_config(c: ModelConfig) -> dict:
-    if c.qkv_bias and c.qk_norm:
+def to_hf_config(config: ModelConfig) -> dict:
+    """The config.json of a model. Raises ValueError when no architecture of theirs computes what it does."""
+    if config.qkv_bias and config.qk_norm:
         raise ValueError("checkpoint: no published architecture has both a bias and a norm on q and k")
-    kind = "qwen3" if c.qk_norm else "qwen2" if c.qkv_bias else "llama"
-    architecture = dict(qwen3="Qwen3ForCausalLM", qwen2="Qwen2ForCausalLM", llama="LlamaForCausalLM")[kind]
-    own = asdict(c)
-    values = {theirs: own[ours] for ours, (theirs, _) in HF_FIELDS.items()}
-    if c.rope_factor != 1:
-        values["rope_scaling"] = {"rope_type": "llama3"} | {v: own[k] for k, v in ROPE_FIELDS.items()}
-    return {
+    if config.qk_norm:
+        model_type, architecture = "qwen3", "Qwen3ForCausalLM"
+    elif config.qkv_bias:
+        model_type, architecture = "qwen2", "Qwen2ForCausalLM"
+    else:
+        model_type, architecture = "llama", "LlamaForCausalLM"
+    own = asdict(config)
+    hf_config = {
         "architectures": [architecture],
-        "model_type": kind,
+        "model_type": model_type,
         "hidden_act": "silu",
         "attention_bias": False,
-        **values,
+        **{theirs: own[ours] for ours, theirs in HF_NAMES.items()},
     }
+    if config.rope_factor != 1:
+        rope = {theirs: own[ours] for ours, theirs in HF_ROPE_NAMES.items()}
+        hf_config["rope_scaling"] = {"rope_type": "llama3", **rope}
+    return hf_config
 
 
-def from_hf_config(values: dict, source: Path) -> ModelConfig:
-    """Raises ValueError for what is missing, and by name for what this transformer doesn't do: nothing is ignored."""
-    kind = values.get("model_type")
-    if kind not in ("qwen3", "qwen2", "llama"):
-        raise ValueError(f"{source}: model_type {kind!r} isn't supported; qwen3, qwen2 and llama are")
-    for name, kind_of in dict(rope_scaling=dict, rope_parameters=dict, layer_types=list).items():
-        if not isinstance(values.get(name) or kind_of(), kind_of):
-            raise ValueError(
-                f"{source}: {name!r} is {values[name]!r:.60}, must be a JSON {'object' if kind_of is dict else 'list'}"
-            )
-    rope = {**(values.get("rope_scaling") or {}), **(values.get("rope_parameters") or {})}  # older and newer spelling
+def from_hf_config(hf_config: dict, source: Path) -> ModelConfig:
+    """The shape of a model from its config.json; `source` is the file's path, for messages.
+
+    Raises ValueError naming what is missing, what is no number, and what this transformer does not do.
+    """
+    model_type = hf_config.get("model_type")
+    if model_type not in ("qwen3", "qwen2", "llama"):
+        raise ValueError(f"{source}: model_type {model_type!r} isn't supported; qwen3, qwen2 and llama are")
+    for name, kind in (("rope_scaling", dict), ("rope_parameters", dict), ("layer_types", list)):
+        value = hf_config.get(name)
+        if value and not isinstance(value, kind):
+            expected = "a JSON object" if kind is dict else "a JSON list"
+            raise ValueError(f"{source}: {name!r} is {value!r:.60}, must be {expected}")
+    # Older files say rope_scaling, newer ones rope_parameters.
+    rope = {**(hf_config.get("rope_scaling") or {}), **(hf_config.get("rope_parameters") or {})}
     rope_type = rope.get("rope_type", rope.get("type", "default"))
-    sliding = values.get("use_sliding_window") or "sliding_attention" in (values.get("layer_types") or [])
-    for refused, what in [
-        (sliding, "sliding-window attention"),
-        (values.get("attention_bias"), "attention_bias"),
-        (values.get("mlp_bias"), "mlp_bias"),
-        (values.get("quantization_config"), "quantised weights (quantization_config)"),
-        (values.get("hidden_act", "silu") != "silu", f"hidden_act {values.get('hidden_act')!r}"),
-        (rope_type not in ("default", "llama3"), f"rope type {rope_type!r}"),
-        (rope.get("partial_rotary_factor", values.get("partial_rotary_factor", 1)) != 1, "partial rotary positions"),
-    ]:
-        if refused:
-            raise ValueError(f"{source}: {what} isn't supported")
-    values = values | ({"rope_theta": rope["rope_theta"]} if "rope_theta" in rope else {})
-    own = {}
-    for ours, (theirs, default) in HF_FIELDS.items():
-        value = values.get(theirs)
+    refuse_unsupported(hf_config, rope, rope_type, source)
+
+    fields = {}
+    for ours, theirs in HF_NAMES.items():
+        value = hf_config.get(theirs)
+        if ours == "rope_theta" and "rope_theta" in rope:
+            value = rope["rope_theta"]
+        if value is None and ours == "kv_heads":
+            value = fields["heads"]
+        if value is None and ours == "head_dim" and model_type == "qwen3":
+            value = QWEN3_HEAD_DIM
         if value is None:
-            value = values.get(default) if isinstance(default, str) else default
+            value = HF_DEFAULTS.get(ours)
         if value is None:
             raise ValueError(f"{source}: no field {theirs!r}")
-        own[ours] = value
+        fields[ours] = value
     if rope_type == "llama3":
-        missing = [v for v in ROPE_FIELDS.values() if v not in rope]
-        if missing:
-            raise ValueError(f"{source}: rope type 'llama3' without {missing[0]!r}")
-        own |= {ours: rope[theirs] for ours, theirs in ROPE_FIELDS.items()}
-    if kind == "qwen3" and values.get("head_dim") is None:
-        own["head_dim"] = 128
-    wrong = [k for k, v in own.items() if isinstance(v, bool) != (k == "tied") or not isinstance(v, (bool, int, float))]
-    if wrong:
-        raise ValueError(
-            f"{source}: {HF_FIELDS.get(wrong[0], wrong)[0]!r} is {own[wrong[0]]!r}, must be {'true or false' if wrong[0] == 'tied' else 'a number'}"
-        )
+        for ours, theirs in HF_ROPE_NAMES.items():
+            if theirs not in rope:
+                raise ValueError(f"{source}: rope type 'llama3' without {theirs!r}")
+            fields[ours] = rope[theirs]
+    for ours, value in fields.items():
+        # JSON's true is a number in Python; here the two are kept apart.
+        right = isinstance(value, bool) if ours == "tied" else type(value) in (int, float)
+        if not right:
+            theirs = (HF_NAMES | HF_ROPE_NAMES)[ours]
+            expected = "true or false" if ours == "tied" else "a number"
+            raise ValueError(f"{source}: {theirs!r} is {value!r}, must be {expected}")
     try:
-        return ModelConfig(**own, qk_norm=kind == "qwen3", qkv_bias=kind == "qwen2")
+        return ModelConfig(**fields, qk_norm=model_type == "qwen3", qkv_bias=model_type == "qwen2")
     except (ValueError, TypeError) as error:
         raise ValueError(f"{source}: {error}") from error
 
 
+def refuse_unsupported(hf_config: dict, rope: dict, rope_type: object, source: Path) -> None:
+    """Raises ValueError naming a setting with which the model would compute something that our transformer does not."""
+    sliding = hf_config.get("use_sliding_window") or "sliding_attention" in (hf_config.get("layer_types") or [])
+    activation = hf_config.get("hidden_act", "silu")
+    rotated_share = rope.get("partial_rotary_factor", hf_config.get("partial_rotary_factor", 1))
+    for is_set, what in [
+        (sliding, "sliding-window attention"),
+        (hf_config.get("attention_bias"), "attention_bias"),
+        (hf_config.get("mlp_bias"), "mlp_bias"),
+        (hf_config.get("quantization_config"), "quantised weights (quantization_config)"),
+        (activation != "silu", f"hidden_act {activation!r}"),
+        (rope_type not in ("default", "llama3"), f"rope type {rope_type!r}"),
+        (rotated_share != 1, "partial rotary positions"),
+    ]:
+        if is_set:
+            raise ValueError(f"{source}: {what} isn't supported")
+
+
+# ---- the names of the weights ----
+
+
 def to_hf_weights(model: Transformer) -> dict[str, Tensor]:
-    """Views of the model's weights, under Hugging Face's names."""
-    c, weights = model.config, {"model.embed_tokens.weight": model.embedding.weight}
-    sizes = (c.heads * c.head_dim, c.kv_heads * c.head_dim, c.kv_heads * c.head_dim)
+    """Views of the model's weights under Hugging Face's names: to write into a view is to write into the model."""
+    config = model.config
+    # The rows of q, k and v in the matrix that holds all three.
+    qkv_rows = (config.heads * config.head_dim, config.kv_heads * config.head_dim, config.kv_heads * config.head_dim)
+    weights = {"model.embed_tokens.weight": model.embedding.weight}
     for i, block in enumerate(model.blocks):
-        at, attention = f"model.layers.{i}.", block.attention
-        weights[at + "input_layernorm.weight"] = block.attention_norm.weight
-        weights[at + "post_attention_layernorm.weight"] = block.mlp_norm.weight
-        for name, w in zip("qkv", attention.qkv.weight.split(sizes), strict=True):
-            weights[at + f"self_attn.{name}_proj.weight"] = w
-        if c.qkv_bias:
-            for name, b in zip("qkv", attention.qkv.bias.split(sizes), strict=True):
-                weights[at + f"self_attn.{name}_proj.bias"] = b
-        if c.qk_norm:
-            weights[at + "self_attn.q_norm.weight"] = attention.q_norm.weight
-            weights[at + "self_attn.k_norm.weight"] = attention.k_norm.weight
-        weights[at + "self_attn.o_proj.weight"] = attention.out.weight
-        for name, w in zip(("gate", "up"), block.mlp.gate_up.weight.chunk(2), strict=True):
-            weights[at + f"mlp.{name}_proj.weight"] = w
-        weights[at + "mlp.down_proj.weight"] = block.mlp.down.weight
+        prefix, attention = f"model.layers.{i}.", block.attention
+        weights[prefix + "input_layernorm.weight"] = block.attention_norm.weight
+        weights[prefix + "post_attention_layernorm.weight"] = block.mlp_norm.weight
+        for name, weight in zip("qkv", attention.qkv.weight.split(qkv_rows), strict=True):
+            weights[prefix + f"self_attn.{name}_proj.weight"] = weight
+        if config.qkv_bias:
+            for name, bias in zip("qkv", attention.qkv.bias.split(qkv_rows), strict=True):
+                weights[prefix + f"self_attn.{name}_proj.bias"] = bias
+        if config.qk_norm:
+            weights[prefix + "self_attn.q_norm.weight"] = attention.q_norm.weight
+            weights[prefix + "self_attn.k_norm.weight"] = attention.k_norm.weight
+        weights[prefix + "self_attn.o_proj.weight"] = attention.out.weight
+        for name, weight in zip(("gate", "up"), block.mlp.gate_up.weight.chunk(2), strict=True):
+            weights[prefix + f"mlp.{name}_proj.weight"] = weight
+        weights[prefix + "mlp.down_proj.weight"] = block.mlp.down.weight
     weights["model.norm.weight"] = model.norm.weight
-    if not c.tied:
+    if not config.tied:
         weights["lm_head.weight"] = model.head.weight
     return weights
 
 
+# ---- the folder and its files of weights ----
+
+
 def find(path: str | Path) -> Path:
-    """A folder as it is; an Org/Name that is no folder is downloaded through huggingface_hub, or found in its cache."""
+    """The folder of a model. What is no folder but an Org/Name is downloaded from the hub, or taken from its cache.
+
+    Raises ValueError when there is neither.
+    """
     folder = Path(path)
     if folder.is_dir():
         return folder
+    # Org/Name: letters, digits, "_", "-" and "." on both sides of one slash, as in "Qwen/Qwen2.5-0.5B".
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)) or str(path).startswith("."):
         raise ValueError(f"{path}: no such model folder")
-    from huggingface_hub import snapshot_download  # comes with tokenizers
+    from huggingface_hub import snapshot_download  # installed with tokenizers
 
     try:
         return Path(snapshot_download(str(path), allow_patterns=["*.json", "*.safetensors", "*.jinja"]))
-    except Exception as error:  # offline, unknown or private: the library has an exception for each
+    except Exception as error:  # offline, unknown, private: the library has an exception for each
         raise ValueError(
             f"{path}: no such model folder, and it couldn't be had from the Hugging Face Hub ({type(error).__name__}); "
             "download it where there is a network, and give the folder"
@@ -146,16 +199,19 @@ def find(path: str | Path) -> Path:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """model.safetensors, or the files that its index names; all of them inside the folder."""
+    """model.safetensors, or the several files ("shards") that an index names.
+
+    Raises ValueError when one is missing, and when the index names a file outside of the folder.
+    """
     index = folder / "model.safetensors.index.json"
     if not index.exists():
         if not (folder / "model.safetensors").is_file():
             raise ValueError(f"{folder}: no model.safetensors in it, nor an index of several")
         return [folder / "model.safetensors"]
-    listed = read_json(index).get("weight_map")
-    if not isinstance(listed, dict) or not listed or not all(isinstance(n, str) for n in listed.values()):
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(n, str) for n in weight_map.values()):
         raise ValueError(f"{index}: no 'weight_map' of names to files")
-    names = sorted(set(listed.values()))
+    names = sorted(set(weight_map.values()))
     for name in names:
         if Path(name).name != name or not name.endswith(".safetensors"):
             raise ValueError(f"{index}: {name!r} is not the name of a safetensors file in this folder")
@@ -164,43 +220,109 @@ def weight_files(folder: Path) -> list[Path]:
     return [folder / name for name in names]
 
 
+def open_safetensors(path: Path) -> safe_open:
+    """Open a file to read its tensors one by one. Raises ValueError when it is missing or not whole."""
+    try:
+        return safe_open(path, framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path}: not a whole safetensors file ({error})") from error
+
+
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of a file, by name. Raises ValueError when it is missing or not whole."""
+    try:
+        return load_file(path)
+    except FileNotFoundError as error:
+        raise ValueError(f"{path}: no such file") from error
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path}: not a whole safetensors file ({error})") from error
+
+
+def write_safetensors(tensors: dict[str, Tensor], path: Path) -> None:
+    """Raises OSError when the file cannot be written, for instance because the disk is full."""
+    try:
+        save_file(tensors, path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        raise OSError(f"{path}: can't be written ({error})") from error
+
+
+# ---- the tokenizer's files ----
+
+
 def load_tokenizer(folder: Path, eos_token_id: int | list[int] | None = None) -> TextTokenizer:
-    """Reads folder/tokenizer.json, and the end tokens: tokenizer_config.json names the one that is trained, config.json
-    (`eos_token_id`) and generation_config.json those that stop generation. Raises ValueError when one is missing."""
+    """The tokenizer of a folder, with its end tokens, begin token and chat template.
+
+    The end token that is trained is the one that tokenizer_config.json names. Generation stops there, and at those of
+    config.json (`eos_token_id`) and of generation_config.json.
+
+    Raises ValueError when a file is missing or broken, or when there is no end token.
+    """
     path = folder / "tokenizer.json"
     if not path.is_file():
         raise ValueError(f"{path}: no such file; a model folder needs its tokenizer")
     try:
         tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises bare Exception
+    except Exception as error:  # the library raises a bare Exception
         raise ValueError(f"{path}: not a tokenizer file ({error})") from error
-    stops = as_ids(eos_token_id)
-    if (folder / "generation_config.json").exists():
-        stops += as_ids(read_json(folder / "generation_config.json").get("eos_token_id"))
-    named = {}
-    if (folder / "tokenizer_config.json").exists():
-        named = read_json(folder / "tokenizer_config.json")
-    end = named.get("eos_token")
-    end = end.get("content") if isinstance(end, dict) else end
-    if end is None and stops:
-        end = tokenizer.id_to_token(stops[0])
-    if not isinstance(end, str) or tokenizer.token_to_id(end) is None:
-        raise ValueError(f"{folder}: no end token of this tokenizer: eos_token in tokenizer_config.json is {end!r}")
-    template = named.get("chat_template")
-    if (folder / "chat_template.jinja").is_file():
-        try:
-            template = (folder / "chat_template.jinja").read_text(encoding="utf-8")
-        except UnicodeError as error:
-            raise ValueError(f"{folder / 'chat_template.jinja'}: not UTF-8 ({error})") from error
-    if isinstance(template, list):  # several, by name
-        several = [t for t in template if isinstance(t, dict)]
-        template = next((t.get("template") for t in several if t.get("name") == "default"), None)
-    stops = [i for i in stops if tokenizer.id_to_token(i) is not None]
-    bos = named.get("bos_token")
-    bos = bos.get("content") if isinstance(bos, dict) else bos
-    return TextTokenizer(tokenizer, end, tuple(stops), template if isinstance(template, str) else None, bos or "")
+    generation_config = read_json_if_there(folder / "generation_config.json")
+    tokenizer_config = read_json_if_there(folder / "tokenizer_config.json")
+    stop_ids = token_ids(eos_token_id) + token_ids(generation_config.get("eos_token_id"))
+    end_token = token_text(tokenizer_config.get("eos_token"))
+    if end_token is None and stop_ids:
+        end_token = tokenizer.id_to_token(stop_ids[0])
+    if not isinstance(end_token, str) or tokenizer.token_to_id(end_token) is None:
+        raise ValueError(
+            f"{folder}: no end token of this tokenizer: eos_token in tokenizer_config.json is {end_token!r}"
+        )
+    return TextTokenizer(
+        tokenizer,
+        end_token,
+        tuple(i for i in stop_ids if tokenizer.id_to_token(i) is not None),
+        find_chat_template(folder, tokenizer_config),
+        token_text(tokenizer_config.get("bos_token")) or "",
+    )
 
 
-def as_ids(value: object) -> list[int]:
+def save_tokenizer(folder: Path, tokenizer: TextTokenizer) -> None:
+    """Write tokenizer.json and tokenizer_config.json. Raises OSError when one cannot be written."""
+    tokenizer_config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": tokenizer.end_token}
+    if tokenizer.bos_token:
+        tokenizer_config["bos_token"] = tokenizer.bos_token
+    if tokenizer.chat_template:
+        tokenizer_config["chat_template"] = tokenizer.chat_template
+    write_json(folder / "tokenizer_config.json", tokenizer_config)
+    tokenizer.save(folder / "tokenizer.json")
+
+
+def read_json_if_there(path: Path) -> dict:
+    """The object in a file that a folder may lack, then {}. Raises ValueError when it is broken."""
+    return read_json(path) if path.exists() else {}
+
+
+def token_ids(value: object) -> list[int]:
+    """The ids in an `eos_token_id`, which is one number, a list of them, or absent."""
     values = value if isinstance(value, list) else [value]
     return [v for v in values if isinstance(v, int) and 0 <= v < 2**31]
+
+
+def token_text(value: object) -> object:
+    """The text of a token in tokenizer_config.json: "</s>", or {"content": "</s>", ...}; None where there is none."""
+    return value.get("content") if isinstance(value, dict) else value
+
+
+def find_chat_template(folder: Path, tokenizer_config: dict) -> str | None:
+    """The template in chat_template.jinja, or else in tokenizer_config.json, which may hold several by name.
+
+    Raises ValueError when the file is not UTF-8.
+    """
+    path = folder / "chat_template.jinja"
+    if path.is_file():
+        try:
+            return path.read_text(encoding="utf-8")
+        except UnicodeError as error:
+            raise ValueError(f"{path}: not UTF-8 ({error})") from error
+    template = tokenizer_config.get("chat_template")
+    if isinstance(template, list):  # [{"name": "default", "template": "..."}, {"name": "tool_use", ...}]
+        named = [t for t in template if isinstance(t, dict)]
+        template = next((t.get("template") for t in named if t.get("name") == "default"), None)
+    return template if isinstance(template, str) else None
