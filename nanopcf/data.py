@@ -1,9 +1,11 @@
-"""Examples, their files, packed rows: from text to the tensors that the loops train on.
+"""Examples: read from files, checked, written again, and encoded as token ids.
 
-A row of training data packs several examples one after the other. Three things keep that exact: `positions` restart
-with every example, `documents` stop one example from seeing another, and `targets` are -100 wherever the next token
-isn't a trained one. Masks come from lengths, never from token ids, so the end token (part of the answer) is trained
-like any other and nothing after it is.
+An example is one problem: a prompt, the expert's worked solution (its trajectory), and the answer that a verifier
+compares with. SFT trains on prompt + trajectory + end token (`encode_examples`); in RL and evaluation the model is
+given the prompt alone (`encode_prompts`). How rows of other projects' files become our fields is told in
+`nanopcf/interop/problems.py`, and how sequences of different lengths share a batch in `nanopcf/packing.py`.
+
+Left out: streaming and shuffling. The paper's data fit in memory, and a run's order of examples follows from its seed.
 """
 
 import json
@@ -15,74 +17,100 @@ from nanopcf.packing import Sequence
 from nanopcf.run import files, log
 from nanopcf.tokenizer import TextTokenizer
 
+TEXT_FIELDS = ("prompt", "trajectory", "answer")
+
 
 @dataclass(frozen=True)
 class Example:
     prompt: str
     trajectory: str = ""  # the expert's worked solution; empty in RL and evaluation data
     answer: str = ""  # the final answer that a verifier compares with
-    meta: dict = field(default_factory=dict)
+    meta: dict = field(default_factory=dict)  # whatever else its row held
     messages: tuple[dict, ...] = ()  # the prompt as a chat, where the file has one
     line: int = field(default=0, compare=False)  # of the file it came from
 
 
-def read_examples(path: str | Path, *, need: tuple[str, ...] = ("prompt",)) -> list[Example]:
-    """One example a line (JSONL) or row (.parquet, extra `data`), all of one of the shapes that `recognised` knows.
+# ---- files ----
 
-    `need` names the fields that must be there and not empty. Other fields go to `meta`. Raises ValueError naming file,
-    line and field.
+
+def read_examples(path: str | Path, *, need: tuple[str, ...] = ("prompt",)) -> list[Example]:
+    """One example per line (JSONL) or row (.parquet, extra `data`), all in the same one of the shapes of `recognised`.
+
+    `need` names the fields that must be there and not empty. Raises ValueError naming the file, the line and the field.
     """
     path = Path(path)
     examples: list[Example] = []
-    first = ("", 0)  # shape of the file, and where it was seen
-    for number, row in parquet_rows(path) if path.suffix == ".parquet" else jsonl_rows(path):
-        at = f"{path}, line {number}"
+    # The shape of the first row, and its line: the other rows must have the same shape.
+    first_shape, first_line = None, 0
+    for line, row in parquet_rows(path) if path.suffix == ".parquet" else jsonl_rows(path):
+        where = f"{path}, line {line}"
         if not isinstance(row, dict):
-            raise ValueError(f"{at}: expected a JSON object, found {type(row).__name__}")
-        shape, row = recognised(row)
-        for name in ("prompt", "trajectory", "answer"):
-            if name in need and name not in row:
-                raise ValueError(f"{at}: no field {name!r}; it has {', '.join(row) or 'none'}")
-            if not isinstance(row.get(name, ""), str):
-                raise ValueError(f"{at}: {name!r} must be a string, found {row[name]!r:.40}")
-            if name in need and not row[name].strip():
-                raise ValueError(f"{at}: {name!r} is empty")
-        if first[0] not in ("", shape):
-            raise ValueError(f"{at}: its shape is {shape!r}, that of line {first[1]} {first[0]!r}; one shape a file")
-        first = first if first[0] else (shape, number)
-        known = {k: row.pop(k) for k in ("prompt", "trajectory", "answer") if k in row}
-        messages, meta = row.pop("messages", ()), row.pop("meta", {})
-        if messages and not is_chat(messages):
-            raise ValueError(f"{at}: 'messages' must be a list of objects with role and content, both strings")
-        meta = {**(meta if isinstance(meta, dict) else {"meta": meta}), **row}
-        examples.append(Example(**known, meta=meta, messages=tuple(messages), line=number))
+            raise ValueError(f"{where}: expected a JSON object, found {type(row).__name__}")
+        shape, fields = recognised(row)
+        check_text_fields(fields, need, where)
+        if first_shape is None:
+            first_shape, first_line = shape, line
+        if shape != first_shape:
+            raise ValueError(
+                f"{where}: its shape is {shape!r}, that of line {first_line} {first_shape!r}; one shape a file"
+            )
+        examples.append(to_example(fields, line, where))
     if not examples:
         raise ValueError(f"{path}: no examples in it")
     return examples
 
 
+def check_text_fields(fields: dict, need: tuple[str, ...], where: str) -> None:
+    """Raises ValueError when a needed field is missing or blank, or when one of the three is no text."""
+    for name in TEXT_FIELDS:
+        if name in need and name not in fields:
+            raise ValueError(f"{where}: no field {name!r}; it has {', '.join(fields) or 'none'}")
+        if not isinstance(fields.get(name, ""), str):
+            raise ValueError(f"{where}: {name!r} must be a string, found {fields[name]!r:.40}")
+        if name in need and not fields[name].strip():
+            raise ValueError(f"{where}: {name!r} is empty")
+
+
+def to_example(fields: dict, line: int, where: str) -> Example:
+    """The fields that an Example has, and all others in its `meta`. Raises ValueError when `messages` are no chat."""
+    texts = {name: fields[name] for name in TEXT_FIELDS if name in fields}
+    messages = fields.get("messages") or []
+    if messages and not is_chat(messages):
+        raise ValueError(f"{where}: 'messages' must be a list of objects with role and content, both strings")
+    meta = fields.get("meta", {})
+    meta = dict(meta) if isinstance(meta, dict) else {"meta": meta}
+    meta |= {name: value for name, value in fields.items() if name not in (*TEXT_FIELDS, "messages", "meta")}
+    return Example(**texts, meta=meta, messages=tuple(messages), line=line)
+
+
 def write_jsonl(path: Path, examples: list[Example]) -> None:
-    """Whole or not at all: written under a temporary name, then renamed."""
-
-    def row(e: Example) -> dict:
-        asked = {"messages": e.messages} if e.messages else {}
-        return {"prompt": e.prompt, **asked, "trajectory": e.trajectory, "answer": e.answer, "meta": e.meta}
-
-    files.write_text(path, "".join(json.dumps(row(e)) + "\n" for e in examples))
+    """Write a file that `read_examples` reads; whole or not at all. Raises OSError when it cannot be written."""
+    lines = []
+    for e in examples:
+        chat = {"messages": e.messages} if e.messages else {}
+        row = {"prompt": e.prompt, **chat, "trajectory": e.trajectory, "answer": e.answer, "meta": e.meta}
+        lines.append(json.dumps(row) + "\n")
+    files.write_text(path, "".join(lines))
 
 
 def check_disjoint(**splits: list[Example]) -> None:
-    """Raises ValueError when a prompt stands in two of the named splits: a score on seen problems means nothing."""
-    seen: dict[str, str] = {}
+    """Raises ValueError when a prompt is in two of the named splits: a score on trained problems means nothing."""
+    split_of: dict[str, str] = {}
     for name, examples in splits.items():
         for e in examples:
-            if seen.setdefault(e.prompt, name) != name:
-                raise ValueError(f"data: {e.prompt!r} is in both {seen[e.prompt]!r} and {name!r}")
+            if split_of.setdefault(e.prompt, name) != name:
+                raise ValueError(f"data: {e.prompt!r} is in both {split_of[e.prompt]!r} and {name!r}")
+
+
+# ---- token ids ----
 
 
 @dataclass(frozen=True)
 class Format:
-    """How an example becomes tokens: the same in training, in RL and in evaluation of one model."""
+    """How a prompt becomes token ids. One model needs the same format in training, in RL and in evaluation.
+
+    Raises ValueError when the template has no place for the prompt.
+    """
 
     chat: bool = False  # put the prompt into the model's chat template
     template: str = "{prompt}"  # text around the prompt, e.g. "Question: {prompt}\nAnswer:"
@@ -92,12 +120,13 @@ class Format:
             raise ValueError(f"--template must hold {{prompt}}, got {self.template!r}")
 
     def prompt(self, e: Example, tokenizer: TextTokenizer) -> list[int]:
-        """Ids of the prompt, up to where the answer begins."""
+        """Ids of the prompt, up to where the answer begins. Raises ValueError when it cannot be encoded."""
         if not self.chat:
             return tokenizer.encode_prompt(self.template.replace("{prompt}", e.prompt))
-        *before, last = e.messages or [{"role": "user", "content": e.prompt}]
-        asked = self.template.replace("{prompt}", last["content"])
-        return tokenizer.encode(tokenizer.chat([*before, {**last, "content": asked}]))
+        # Of a chat, the template surrounds the last message. A system message and earlier turns stay as they are.
+        *earlier, last = e.messages or [{"role": "user", "content": e.prompt}]
+        content = self.template.replace("{prompt}", last["content"])
+        return tokenizer.encode(tokenizer.chat([*earlier, {**last, "content": content}]))
 
 
 PLAIN = Format()
@@ -112,18 +141,22 @@ def encode_examples(
     format: Format = PLAIN,
     drop: bool = False,
 ) -> list[Sequence]:
-    """prompt + trajectory + end token. One longer than max_length tokens is dropped and counted, or raises ValueError."""
-    sequences, long = [], []
+    """prompt + trajectory + end token of each example. `source` is the name of their file, for messages.
+
+    `drop` leaves out those of over max_length tokens. Raises ValueError for one without `drop`, or if none is left.
+    """
+    sequences = []
     for e in examples:
         prompt = format.prompt(e, tokenizer)
-        sequence = Sequence(prompt + tokenizer.encode_answer(e.trajectory), len(prompt))
-        (long if len(sequence.tokens) > max_length else sequences).append(sequence)
-        if long and not drop:
+        tokens = prompt + tokenizer.encode_answer(e.trajectory)
+        if len(tokens) <= max_length:
+            sequences.append(Sequence(tokens, prompt_length=len(prompt)))
+        elif not drop:
             raise ValueError(
-                f"{source}, line {e.line}: {len(sequence.tokens)} tokens, at most {max_length} fit; "
+                f"{source}, line {e.line}: {len(tokens)} tokens, at most {max_length} fit; "
                 "--drop-long leaves such examples out"
             )
-    report_dropped(len(long), len(examples), max_length, source)
+    report_dropped(len(examples) - len(sequences), len(examples), max_length, source)
     return sequences
 
 
@@ -136,28 +169,30 @@ def encode_prompts(
     format: Format = PLAIN,
     drop: bool = False,
 ) -> tuple[list[Example], list[list[int]]]:
-    """(examples, their prompts' ids), those of at most max_length tokens: `drop` leaves longer ones out and counts them.
+    """(examples, the ids of their prompts). `source` is the name of their file, for messages.
 
-    Raises ValueError naming file and line of a longer one without `drop`, and of an empty one.
+    `drop` leaves out prompts of over max_length tokens. Raises ValueError for one without `drop`, if none is left, and
+    for a prompt without tokens.
     """
-    kept, ids = [], []
+    kept, prompts = [], []
     for e in examples:
         prompt = format.prompt(e, tokenizer)
         if not prompt:
             raise ValueError(f"{source}, line {e.line}: the prompt has no tokens")
         if len(prompt) <= max_length:
             kept.append(e)
-            ids.append(prompt)
+            prompts.append(prompt)
         elif not drop:
             raise ValueError(
-                f"{source}, line {e.line}: the prompt has {len(prompt)} tokens; at most {max_length} leave room for the "
-                "answer: a smaller --max-new-tokens makes room, --drop-long leaves such prompts out"
+                f"{source}, line {e.line}: the prompt has {len(prompt)} tokens; at most {max_length} leave room for "
+                "the answer: a smaller --max-new-tokens makes room, --drop-long leaves such prompts out"
             )
     report_dropped(len(examples) - len(kept), len(examples), max_length, source)
-    return kept, ids
+    return kept, prompts
 
 
 def report_dropped(dropped: int, count: int, max_length: int, source: str) -> None:
+    """Say on stderr how many examples were left out. Raises ValueError when all were."""
     if dropped == count:
         raise ValueError(f"{source}: all {count} examples are longer than {max_length} tokens")
     if dropped:
