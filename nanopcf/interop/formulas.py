@@ -1,15 +1,15 @@
-"""Rewards: is the final answer right? 1.0 or 0.0, as in the paper.
+"""Do two mathematical answers have the same value? `equal` is the only function that others use.
 
-Two steps, each usable alone. `final_answer` finds the answer in a response: the last \\boxed{...}, "#### N", "the answer is
-N", what follows the last "=", or the last number. `equal` compares two answers by value: integers, decimals, thousands
-separators, fractions, percent, roots, powers, LaTeX or plain, lists and sets in any order, tuples and intervals in theirs,
-equations, and formulas with variables, by their values at three points.
+Nobody needs to read this file to understand the paper: `nanopcf/rewards.py` finds the answer in a response and asks
+here whether it equals the right one. Compared by value are integers, decimals, thousands separators, fractions,
+percent, roots and powers, in LaTeX or plain; lists and sets in any order, tuples and intervals in their own; equations;
+and formulas with variables, by their values at three points.
 
-Model output is read by a small recursive-descent parser over a fixed grammar: nothing is ever run or evaluated as code,
-lengths, depths and powers are bounded, and whatever can't be read is compared as text. Both never raise.
+An answer is read by a small recursive-descent parser of a fixed grammar. Nothing is ever run or evaluated as code, and
+lengths, depths and powers are bounded, so `equal` ends soon and never raises. What cannot be read is compared as text.
 
-Strict takes an answer only where it is marked (not a bare last number) and units must agree; lenient (the default) drops
-units and dollar signs, reads "50" for "50 %", and takes a decimal for the exact value it rounds.
+Strict wants units to agree. Lenient (the default) drops units, reads "50" for "50 %", and takes a decimal for the exact
+value that it rounds.
 """
 
 import math
@@ -242,7 +242,7 @@ CLOSING = {"(": ")", "[": "]", "{": "}", "\\{": "\\}", "|": "|", "\\lfloor": "\\
 
 
 def value(text: str, at: int) -> Number:
-    """The number an expression stands for, its variables at the at-th point. Raises ValueError outside of the grammar."""
+    """The number an expression stands for, variables at the at-th point. Raises ValueError outside of the grammar."""
     tokens = TOKEN.findall(text)
     parser = Parser(tokens, at)
     result = parser.sum(0)
