@@ -36,7 +36,7 @@ class Example:
 
 
 def read_examples(path: str | Path, *, need: tuple[str, ...] = ("prompt",)) -> list[Example]:
-    """One example per line (JSONL) or row (.parquet, extra `data`), all in the same one of the shapes of `recognised`.
+    """One example per line (JSONL) or row (.parquet, extra `data`), all of one shape that `recognised` knows.
 
     `need` names the fields that must be there and not empty. Raises ValueError naming the file, the line and the field.
     """

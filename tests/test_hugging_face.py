@@ -19,7 +19,7 @@ SIZES = dict(
     intermediate_size=48,
     max_position_embeddings=256,
 )
-LLAMA3 = dict(
+LLAMA3_ROPE = dict(
     rope_type="llama3",
     rope_theta=5000.0,
     factor=8.0,
@@ -29,7 +29,7 @@ LLAMA3 = dict(
 )
 CONFIGS = {
     "llama": ("Llama", dict(rms_norm_eps=1e-5)),
-    "llama3 rope, tied": ("Llama", dict(rope_parameters=LLAMA3, tie_word_embeddings=True)),
+    "llama3 rope, tied": ("Llama", dict(rope_parameters=LLAMA3_ROPE, tie_word_embeddings=True)),
     "qwen2, tied": ("Qwen2", dict(tie_word_embeddings=True, rope_parameters=dict(rope_type="default", rope_theta=1e6))),
     "qwen3, its own head_dim": ("Qwen3", dict(head_dim=16)),
 }
@@ -113,6 +113,7 @@ def change(folder, **values) -> None:
         (dict(rope_scaling={"type": "yarn", "factor": 4}), "rope type 'yarn'"),
         (dict(rope_parameters={"rope_type": "llama3", "factor": 8.0}), "llama3' without 'low_freq_factor'"),
         (dict(partial_rotary_factor=0.5), "partial rotary"),
+        (dict(rope_scaling=LLAMA3_ROPE | dict(factor="8")), "'factor' is '8', must be a number"),
         (dict(hidden_size=None), "no field 'hidden_size'"),
         (dict(hidden_size="16"), "'hidden_size' is '16', must be a number"),
         (dict(num_key_value_heads=3), "kv_heads"),

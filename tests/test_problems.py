@@ -64,6 +64,14 @@ def test_other_shapes_are_refused_with_what_they_have(tmp_path, row):
         read_examples(path)
 
 
+def test_messages_that_are_null_are_none(tmp_path):
+    """Writers of JSONL put null where a row has no value: once a TypeError."""
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"prompt": "a", "messages": null}\n')
+    (e,) = read_examples(path)
+    assert e.messages == () and e.meta == {}
+
+
 def test_messages_stay_a_chat_and_survive_a_file(tmp_path):
     """The plain prompt is their text, the chat prompt the messages themselves; written and read again it is the same."""
     said = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "1+1="}]
