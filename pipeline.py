@@ -1,4 +1,5 @@
-"""The paper's whole experiment at nano scale: data -> base model -> candidate sets -> SFT -> selection -> RL -> ceilings.
+"""The paper's whole experiment at nano scale: data -> base model -> candidate sets -> SFT -> selection -> RL ->
+ceilings.
 
     python pipeline.py                              about five minutes on two CPU cores; writes runs/demo/report.html
     python pipeline.py --preset tiny                under a minute
@@ -6,9 +7,9 @@
     python pipeline.py --resume                     continue; a changed flag reruns only what depends on it
     python pipeline.py --preset smollm2 --model DIR --data F.jsonl --test-data T.jsonl      a real model, real problems
 
-`run_experiment` is the experiment, and the stages that it names stand below it in the same order. What a stage returns is
-saved in the run folder (nanopcf/run/stages.py), so that --resume repeats nothing. The training runs inside a stage are
-plain `train_sft.main` and `train_rl.main`, several at a time: small models are fastest with one thread each.
+`run_experiment` is the experiment, and the stages that it names stand below it in the same order. What a stage returns
+is saved in the run folder (nanopcf/run/stages.py), so that --resume repeats nothing. The training runs inside a stage
+are plain `train_sft.main` and `train_rl.main`, several at a time: small models are fastest with one thread each.
 """
 
 from dataclasses import asdict, dataclass, replace
@@ -105,13 +106,14 @@ import train_rl
 import train_sft
 from nanopcf import checkpoint, report, selector, splits
 from nanopcf.data import Format, check_disjoint, read_examples, write_jsonl
-from nanopcf.evaluate import EvaluateConfig, greedy_answers, score_checkpoint
+from nanopcf.evaluate import EvaluateConfig
 from nanopcf.model import NANO, ModelConfig, Transformer
 from nanopcf.objectives import RECIPES
 from nanopcf.report import paradigms
 from nanopcf.run import files, log, machine
 from nanopcf.run.folder import checkpoints, lock
 from nanopcf.run.stages import Stages, resumable, run_parallel, train_parallel, worker_pool
+from nanopcf.scoring import greedy_answers, score_checkpoint
 from nanopcf.tasks import FAMILIES
 from nanopcf.tokenizer import nano_tokenizer
 
@@ -135,7 +137,7 @@ def main(c: PipelineConfig) -> dict:
 
 
 def run_experiment(c: PipelineConfig, out: Path, device: torch.device, threads: int, pool: Executor) -> dict:
-    """Every stage in its turn. threads: of a training run that has the machine to itself.
+    """All stages in order. threads: for a run that has the machine to itself.
 
     stages.run(name, settings, function, *arguments) returns function(c, folder, *arguments), or what it returned in an
     earlier call with the same settings: those that the stage reads and those of all stages before it.
@@ -334,8 +336,8 @@ def train_candidates(
 def choose_starts(c: PipelineConfig, folder: Path, candidates: list[dict]) -> dict:
     """The candidate sets ranked by minimum validation loss (RQ3), and the checkpoints to start RL from (RQ2, Eqs. 5-9).
 
-    Of every set that is the stable checkpoint of lowest loss. For comparison, the sets in --every-regime also start from
-    their middle adaptive, last mild and last severe checkpoint.
+    Of every set that is the stable checkpoint of lowest loss. For comparison, the sets in --every-regime also start
+    from their middle adaptive, last mild and last severe checkpoint.
     """
     selection = selector.select(candidates)
     starts = [{"dataset": "base", "sft_step": 0, "regime": "base", "x_sft": 0.0}]  # pure RL

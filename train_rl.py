@@ -3,18 +3,17 @@
     python train_rl.py --model DIR --train F.jsonl --val F.jsonl --algo dapo_dc --out runs/rl
     python train_rl.py --list          what differs between the algorithms, as a table
 
-A step of the loop in `main`: roll out a group of responses to each prompt (`collect`); judge them, which gives rewards and
-advantages (`judge`); update on the per-token objective (`update`: log-probs -> loss -> backward); log. Everything that an
+A step of the loop in `main`: roll out groups of responses and verify them (`collect`); turn verdicts into advantages
+(`judge`); update on the per-token objective (`update`: log-probs -> loss -> backward); log. Everything that an
 algorithm chooses stands in its row of `objectives.RECIPES`, and nothing here branches on names. Sampled and scored
 distributions are the same one: the temperature divides the logits on both sides, and there is no top-p. Packing, masks
 and the way to log-probs are those of SFT.
 
-Every `eval_every` steps, or every `eval_flops` of compute, the policy is scored on --val: the curve that
-`nanopcf.ceiling` fits. Compute is counted by Eqs. 23-29. With dynamic sampling the run ends by itself when no prompt
-gives a signal any more.
+Every `eval_every` steps, or every `eval_flops` of compute (Eqs. 23-29), the policy is scored on --val: the curve that
+`nanopcf.ceiling` fits. With dynamic sampling the run ends by itself when no prompt gives a signal any more.
 
-On several GPUs: torchrun --nproc_per_node=N train_rl.py ... (`nanopcf/run/parallel.py`). Each process rolls out its share
-of the prompts, all of them see all groups, and each trains on its share of the rows. Left out: a value function,
+On several GPUs: torchrun --nproc_per_node=N train_rl.py ... (`nanopcf/run/parallel.py`). Each process rolls out its
+share of the prompts, all of them see all groups, and each trains on its share of the rows. Left out: a value function,
 asynchronous rollouts.
 """
 
@@ -114,9 +113,6 @@ from nanopcf.tokenizer import TextTokenizer
 from nanopcf.tools import dry_run, recipes, replay
 from nanopcf.tools.metrics import progress_text, step_metrics
 
-# stop_unless_finite(what, value, rows, extras): ends the run when a number is not finite, and keeps what led to it
-Check = Callable[..., None]
-
 
 def collect(
     sampler: Sampler, tokenizer: TextTokenizer, problems: list[Problem], round_: int, progress: float, c: RLConfig
@@ -148,17 +144,19 @@ def collect(
         )
         groups = parallel.gathered(groups)
         drawn += groups
-        useful += [g for g in groups if g.teaches or not dynamic]
+        useful += [g for g in groups if not dynamic or g.teaches(c.recipe)]
         round_ += 1
     return drawn, useful[: c.prompts], round_  # the surplus is dropped, as in DAPO
 
 
-def judge(groups: list[Group], model: Transformer, reference: Transformer, c: RLConfig, check: Check) -> Batch:
-    """The groups as a batch with rewards, advantages, and the log-probs that the update compares with."""
+def judge(
+    groups: list[Group], model: Transformer, reference: Transformer, c: RLConfig, require_finite: Callable
+) -> Batch:
+    """The groups as a batch with rewards, advantages, and the log-probs that the update compares with.
+    require_finite(what, value, rows, extras) ends the run when a number is not finite, and keeps what led to it."""
     recipe, batch = c.recipe, make_batch(groups)
     rows = pack(batch.sequences, c.pack_length)
-    check("sum of the sampled log-probs", batch.sampler_logprobs.sum().item(), rows)
-
+    require_finite("sum of the sampled log-probs", batch.sampler_logprobs.sum().item(), rows)
     # The ratio is taken over the policy that sampled. Its log-probs are the sampler's, which cost nothing, or the
     # trainer's where the recipe needs them. As in LUFFY, the expert's own probability counts as 1.
     batch.old_logprobs = batch.sampler_logprobs  # (N,)
@@ -185,7 +183,9 @@ def judge(groups: list[Group], model: Transformer, reference: Transformer, c: RL
     return batch
 
 
-def update(model: Transformer, optimizer: Optimizer, batch: Batch, lr: float, c: RLConfig, check: Check) -> dict:
+def update(
+    model: Transformer, optimizer: Optimizer, batch: Batch, lr: float, c: RLConfig, require_finite: Callable
+) -> dict:
     """One optimizer step. Returns loss, grad_norm, and by token of this process's rows: entropy [n]; without the
     expert's tokens delta [m], |trainer's - sampler's log-prob|, and clipped [m, 2], gradient lost below and above."""
     recipe, device = c.recipe, model.head_weight.device
@@ -219,9 +219,9 @@ def update(model: Transformer, optimizer: Optimizer, batch: Batch, lr: float, c:
         clipped.append(torch.stack(low_high, dim=1)[~t.is_expert])
         delta.append((stats["logprob"] - sampler_logprobs[place])[~t.is_expert].abs())
     loss_sum = parallel.summed(loss_sum)
-    check("loss", loss_sum, rows, [*terms, *ref_logprobs])
+    require_finite("loss", loss_sum, rows, [*terms, *ref_logprobs])
     grad_norm = optimizer.step(lr, c.clip)
-    check("gradient's norm", grad_norm, rows, [*terms, *ref_logprobs])
+    require_finite("gradient's norm", grad_norm, rows, [*terms, *ref_logprobs])
     return dict(loss=loss_sum, grad_norm=grad_norm, entropy=entropy, delta=delta, clipped=clipped)
 
 
@@ -251,12 +251,11 @@ def main(c: RLConfig) -> list[dict]:
     dtype = machine.choose_dtype(c.dtype, device)
     model, tokenizer = checkpoint.load(c.model, device, dtype)
     threads = machine.set_threads(c.threads, model)
-    form = Format(c.chat, c.template)
     room = model.config.max_length - c.max_new_tokens  # tokens that a prompt may have
 
     def load_problems(file: str, *fields: str) -> tuple[list, list[list[int]]]:
         examples = read_examples(file, need=("prompt", "answer", *fields))
-        return encode_prompts(examples, tokenizer, room, file, format=form, drop=c.drop_long)
+        return encode_prompts(examples, tokenizer, room, file, format=Format(c.chat, c.template), drop=c.drop_long)
 
     train, prompts = load_problems(c.train, *(["trajectory"] if recipe.needs_expert else []))
     val, val_prompts = load_problems(c.val)
@@ -274,11 +273,11 @@ def main(c: RLConfig) -> list[dict]:
         dry_run.try_rl(model, optimizer, sampler, judge, update, max(prompts, key=len), c)
         return []
     # What a resumed run needs besides weights and optimizer. drawn: rounds of prompts so far; x: FLOPs spent; ended: by
-    # compute, or for want of a signal; threads, because the rounding of sums depends on their number.
+    # compute, or because no group had a signal; threads, because the rounding of sums depends on their number.
     state = {"step": 0, "updates": 0, "drawn": 0, "x": 0.0, "ended": False, "threads": threads}
     score = partial(evaluate, model, tokenizer, val, slots, c=c)
 
-    def stop_unless_finite(what: str, value: float, rows, extras=None) -> None:
+    def require_finite(what: str, value: float, rows, extras=None) -> None:
         if not math.isfinite(value):
             used = dict(recipe=recipe if extras else None, extras=extras, temperature=c.temperature)
             replay.stop(out, f"step {state['step'] + 1}: the {what} is {value}", model, tokenizer, rows, **used)
@@ -294,7 +293,7 @@ def main(c: RLConfig) -> list[dict]:
             state = checkpoint.load_training(saved[-1][1], model, optimizer, state)
             threads = state["threads"] = machine.set_threads(c.threads or state["threads"], model)
             log.announce(f"resuming after step {state['step']}")
-        metrics = Metrics(out, state["step"] if saved else -1)
+        metrics = Metrics(out, state["step"] if saved else -1)  # drops the lines of steps that run again
         log.announce(log.header(device, threads, dtype))
         kernels.announce_path(device)
         log.announce(
@@ -303,29 +302,32 @@ def main(c: RLConfig) -> list[dict]:
         )
         if not saved:
             metrics.log(step=0, x=0.0, score=score(c.eval_temperature), greedy=score(0.0))
-        bar = log.bar(state["step"], state["step"] if state["ended"] else c.steps, c.steps, f"RL {out.name}")
+        last_step = state["step"] if state["ended"] else c.steps  # a run that has ended has no steps left
+        bar = log.bar(state["step"], last_step, c.steps, f"RL {out.name}")
         for step in bar:
             # ---- 3. roll out ----
             started, x_before = time.perf_counter(), state["x"]
+            # With a budget of compute nobody knows the number of steps: then the schedules follow the compute spent.
             progress = state["x"] / c.max_flops if c.max_flops else step / c.steps
             drawn, groups, state["drawn"] = collect(sampler, tokenizer, problems, state["drawn"], progress, c)
-            state["x"] += step_flops(model.config, recipe, drawn, groups)
+            state["x"] += step_flops(model.config, recipe, drawn, groups)  # dropped groups cost their generation
             if not groups:
                 log.announce(f"{out.name}: no prompt gave a signal in {c.max_rounds} rounds; RL ends at step {step}")
                 state["ended"] = True
                 break
 
             # ---- 4. judge ----
-            generated = time.perf_counter()
-            batch = judge(groups, model, reference, c, stop_unless_finite)
+            generated = time.perf_counter()  # `collect` has verified the responses too
+            batch = judge(groups, model, reference, c, require_finite)
 
             # ---- 5. update: once, or (with --update-prompts below --prompts) several times on parts of the batch ----
+            # Each part is packed anew, since fewer sequences fill other rows.
             judged, updates = time.perf_counter(), []
             for first in range(0, len(groups), c.update_prompts):
                 part = batch.part(first, first + c.update_prompts)
                 lr = learning_rate(state["updates"], progress, peak=c.lr, warmup=c.warmup, schedule=c.schedule)
-                updates.append(update(model, optimizer, part, lr, c, stop_unless_finite))
-                state["updates"] += 1
+                updates.append(update(model, optimizer, part, lr, c, require_finite))
+                state["updates"] += 1  # the warm-up counts updates, the schedule follows the run
             state["step"] = step + 1
 
             # ---- 6. log, evaluate, save ----
@@ -335,15 +337,15 @@ def main(c: RLConfig) -> list[dict]:
             state["ended"] = 0 < c.max_flops <= state["x"]
             last = state["ended"] or step + 1 == c.steps
             due = (step + 1) % c.eval_every == 0
-            if c.eval_flops:
+            if c.eval_flops:  # has this step crossed a multiple of it?
                 due = state["x"] // c.eval_flops > x_before // c.eval_flops
             if due or last:
                 row["score"] = score(c.eval_temperature)
                 row["kl_to_start"] = kl_to_start(batch, model, reference, c)
             metrics.log(**row)
-            if last:
+            if last:  # the end below saves, whatever signal has come
                 break
-            number = stop_signal()
+            number = stop_signal()  # 0 unless Ctrl-C or SIGTERM came
             if (step + 1) % c.checkpoint_every == 0 or number:
                 save()
             if number:
@@ -351,7 +353,7 @@ def main(c: RLConfig) -> list[dict]:
             bar.set_postfix_str(progress_text(row), refresh=False)
 
         # ---- 7. the end: the policy, and its curve ----
-        parallel.wait()
+        parallel.wait()  # so that all processes find the same files
         if not (out / "curve.json").exists():
             save()
             names = ("step", "x", "score", "greedy")
@@ -361,7 +363,7 @@ def main(c: RLConfig) -> list[dict]:
             curve[-1]["greedy"] = score(0.0)
             if parallel.rank() == 0:
                 files.write_json(out / "curve.json", {"curve": curve})
-            parallel.wait()
+            parallel.wait()  # the others read what rank 0 has written
     return files.read_json(out / "curve.json")["curve"]
 
 

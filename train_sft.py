@@ -1,4 +1,4 @@
-"""Supervised fine-tuning on an expert's trajectories: the first stage of the paper, which ends at the score P_sft (Eq. 1).
+"""Supervised fine-tuning on an expert's trajectories: the first stage of the paper, up to the score P_sft (Eq. 1).
 
     python train_sft.py --model DIR --train F.jsonl --val F.jsonl --out runs/sft
 
@@ -182,8 +182,8 @@ def main(c: SFTConfig) -> list[dict]:
             seconds = time.perf_counter() - began
             tokens_per_s = round(sum(len(s.tokens) for s in batch) / seconds)
 
-            # ---- 5. validate and save, now and then or when Ctrl-C asks for it ----
-            number = stop_signal()
+            # ---- 5. validate and save: every --checkpoint-every steps, and when a signal asks for it ----
+            number = stop_signal()  # 0 unless Ctrl-C or SIGTERM came
             if (step + 1) % c.checkpoint_every == 0 or step + 1 == c.steps:
                 metrics.log(step=step + 1, train_loss=loss, grad_norm=norm, lr=lr, tokens_per_s=tokens_per_s)
                 validate(step + 1)

@@ -4,16 +4,18 @@
     python benchmarks/train.py --model 10M --only sft
     python benchmarks/train.py --markdown                   also writes docs/results/train-<device>.md
 
-SFT: examples of 32 to 256 tokens, every token trained, AdamW; tokens of examples a second. TRL runs twice: padded, which is
-what transformers' Trainer does, and with packing ("wrapped": examples are cut where a row ends, so that every row is full). Ours packs
-whole examples, kept apart by a mask.
+SFT: examples of 32 to 256 tokens, every token trained, AdamW; tokens of examples a second. TRL runs twice: padded,
+which is what transformers' Trainer does, and with packing ("wrapped": examples are cut where a row ends, so that every
+row is full). Ours packs whole examples, kept apart by a mask.
 
-RL: a GRPO step of prompts x group rollouts, a random reward, one update; seconds a step. One token of the vocabulary ends an
-answer, so the vocabulary's size sets how long answers are: of at most 256 tokens 160 on average with --ends 128, 200 with 512.
+RL: a GRPO step of prompts x group rollouts, a random reward, one update; seconds a step. One token of the vocabulary
+ends an answer, so the vocabulary's size sets how long answers are: of at most 256 tokens 160 on average with --ends
+128, 200 with 512.
 
-Random weights of our nano shapes and a 16-token tokenizer: the work is that of the shape. Contestants take turns, each turn a
-step that isn't counted and --steps that are; medians, the lowest and the highest, and the median ratio over the turns. On the CPU each
-side first tries one thread and all cores, and keeps the faster. TRL is skipped, with a line, where it isn't installed (extra `bench`).
+Random weights of our nano shapes and a 16-token tokenizer: the work is that of the shape. Contestants take turns, each
+turn a step that isn't counted and --steps that are; medians, the lowest and the highest, and the median ratio over the
+turns. On the CPU each side first tries one thread and all cores, and keeps the faster. TRL is skipped, with a line,
+where it isn't installed (extra `bench`).
 """
 
 import argparse

@@ -1,9 +1,9 @@
-"""Makes docs/walkthrough.md: one problem through a whole RL step, an SFT row and a tile of the fused head, with numbers.
+"""Makes docs/walkthrough.md: one problem through a whole RL step, an SFT row and a tile of the head, with numbers.
 
     python docs/walkthrough.py            prints the page; --write replaces docs/walkthrough.md
 
-Every number comes from the functions that training calls, on a model of 1 layer and width 8 whose weights are drawn from
-a fixed seed. tests/test_walkthrough.py makes the page again and compares.
+Every number comes from the functions that training calls, on a model of 1 layer and width 8 whose weights are drawn
+from a fixed seed. tests/test_walkthrough.py makes the page again and compares.
 """
 
 import sys
@@ -67,7 +67,7 @@ def rl_step() -> str:
     problems = [Problem(TOKENIZER.encode(PROMPT), ANSWER)]
     sampler = Sampler(model, slots=4, max_length=32)
     _, groups, _ = train_rl.collect(sampler, TOKENIZER, problems, 0, 0.0, c)
-    batch = train_rl.judge(groups, model, model, c, check=lambda *_: None)
+    batch = train_rl.judge(groups, model, model, c, require_finite=lambda *_: None)
     texts = [[word(t) for t in r.tokens] for r in groups[0].rollouts]
     answers = [
         [
@@ -97,7 +97,7 @@ def rl_step() -> str:
         for i in range(len(tokens))
     ]  # fmt: skip
 
-    hidden, targets = trained_hidden(model, rows)  # (9, 8), (9,)
+    hidden, targets = trained_hidden(model, rows)  # (10, 8), (10,)
     place = rows.index[rows.trained]
     extras = [t[place] for t in terms]
     loss, _ = kernels.linear_token_loss(hidden, model.head_weight, targets, partial(rl_loss, recipe=c.recipe), extras)
@@ -107,19 +107,24 @@ def rl_step() -> str:
     with torch.no_grad():
         p = (hidden @ model.head_weight.T).softmax(-1)[:, v]
         chosen = (targets == v).float()
-        parts = slopes[place] * (chosen - p) * hidden[:, CHANNEL]
+        in_order = place.argsort()  # from the order of the packed rows to that of the table
+        chosen, p, h = (values[in_order] for values in (chosen, p, hidden[:, CHANNEL]))
+        parts = slopes * (chosen - p) * h
     assert abs(parts.sum().item() - gradient) < 1e-6
-    parts = torch.zeros(len(tokens)).index_put((place,), parts)  # from the order of the rows to that of the table
+    factors = [
+        [word(tokens[i]), float(slopes[i]), f"{chosen[i]:.0f}", p[i].item(), h[i].item(), parts[i].item()]
+        for i in range(len(tokens))
+    ]
 
     fresh = tiny_model()
     before = fresh.head_weight[v, CHANNEL].item()
-    seen = train_rl.update(fresh, Optimizer(fresh), batch, LR, c, check=lambda *_: None)
+    seen = train_rl.update(fresh, Optimizer(fresh), batch, LR, c, require_finite=lambda *_: None)
     after = fresh.head_weight[v, CHANNEL].item()
     now, _ = token_logprobs(fresh, rows, c.micro_rows, c.temperature)
     ids = TOKENIZER.encode(PROMPT)
     return f"""## 1. One step of RL
 
-The problem is `{PROMPT}` and its answer `{ANSWER}`, modulo 10 as in the nano tasks. {function("TextTokenizer.encode", "nanopcf/tokenizer.py")} turns the prompt into the ids
+The algorithm is `{c.algo}` ([algorithms.md](algorithms.md)). The problem is `{PROMPT}` and its answer `{ANSWER}`, modulo 10 as in the nano tasks. {function("TextTokenizer.encode", "nanopcf/tokenizer.py")} turns the prompt into the ids
 {ids}, one per character.
 
 **Roll out.** {function("roll_out", "nanopcf/rollouts.py")} asks {function("Sampler.generate", "nanopcf/sampler.py")} for a group of four responses of at most {c.max_new_tokens} tokens.
@@ -140,9 +145,11 @@ The losses sum to {loss.item():.4f}. This is near 0 whatever the model has learn
 cancel except for the lengths of the responses: watch the reward, not the loss.
 
 **One weight.** {function("linear_token_loss", "kernels/__init__.py")} takes the slopes to the output head. For the word {word(v)} and channel {CHANNEL} of its row,
-the gradient is a sum over the {len(tokens)} tokens of slope * (1 if the token is {word(v)} else 0, minus p({word(v)})) * hidden[{CHANNEL}]:
+each token brings slope * (is it {word(v)}? - p({word(v)})) * hidden[{CHANNEL}]:
 
-    {" ".join(f"{x:+.4f}" for x in parts.tolist())}  =  {gradient:+.4f}
+{table(["token", "slope", f"is it {word(v)}?", f"p({word(v)})", f"hidden[{CHANNEL}]", "product"], factors)}
+
+The gradient is their sum, {gradient:+.4f}.
 
 {function("Optimizer.step", "nanopcf/optim.py")} clips the norm of the whole gradient ({seen["grad_norm"]:.4f}) at {c.clip:g} and lets AdamW move the weight at a learning rate of
 {LR:g}: {before:.4f} becomes {after:.4f}. The log-probs of the first response's tokens go from {logprobs[0].item():.4f} and {logprobs[1].item():.4f} to {now[0].item():.4f} and {now[1].item():.4f}."""

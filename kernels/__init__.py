@@ -3,7 +3,7 @@
 Every loss of the project goes through one of three functions, in training and in scoring:
 
     linear_token_loss      the sum over tokens of any f(logprob, lse, entropy): 3 matrix products, gradients in forward
-    linear_cross_entropy   -logprob of the targets (SFT), by linear_token_loss
+    linear_cross_entropy   -logprob of the targets (SFT), by one of the two others
     linear_logprob         logprob and entropy for any later use: 4 matrix products
 
 Two paths do the arithmetic, and `paths.py` is the one place that chooses between them:

@@ -54,7 +54,7 @@ def read_examples(path: str | Path, *, need: tuple[str, ...] = ("prompt",)) -> l
             first_shape, first_line = shape, line
         if shape != first_shape:
             raise ValueError(
-                f"{where}: its shape is {shape!r}, that of line {first_line} {first_shape!r}; one shape a file"
+                f"{where}: its shape is {shape!r}, that of line {first_line} {first_shape!r}; a file has one shape"
             )
         examples.append(to_example(fields, line, where))
     if not examples:

@@ -1,17 +1,15 @@
 """Scores of a model on problems with answers: pass@1, avg@k and the unbiased pass@k, one line per file.
 
-    python -m nanopcf.evaluate --model DIR --data gsm8k.jsonl svamp.jsonl --ood aime24.jsonl --samples 8 --out runs/scores
+    python -m nanopcf.evaluate --model DIR --data gsm8k.jsonl svamp.jsonl --ood aime24.jsonl --samples 8
 
 The defaults are the paper's setting: temperature 0.7, top-p 1.0, the mean over the samples of each problem. Two judges
-look at every response: the lenient one decides the score, the strict one also wants the answer marked and its units right
-(nanopcf/rewards.py). With --out the completions are saved, one JSONL file per data file, and --resume continues an
-interrupted evaluation.
-
-pipeline.py scores its checkpoints with the functions `score_checkpoint` and `greedy_answers` of this file.
+look at every response: the lenient one decides the score, the strict one also wants the answer marked and its units
+right (nanopcf/rewards.py). With --out the completions are saved, one JSONL file per data file, and --resume continues
+an interrupted evaluation.
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,15 +18,14 @@ from typing import Literal
 import numpy as np
 from tqdm import tqdm
 
-from nanopcf import checkpoint, rewards
-from nanopcf.data import Example, Format, encode_prompts, read_examples
+from nanopcf import rewards
+from nanopcf.data import Format, encode_prompts, read_examples
 from nanopcf.interop.mathematics import verifier
 from nanopcf.model import Transformer
-from nanopcf.run import config, files, log, machine
+from nanopcf.run import config, files, log
 from nanopcf.run.config import Count, Device, DType, Natural
 from nanopcf.run.folder import open_run, read_metrics
-from nanopcf.run.machine import slots_that_fit
-from nanopcf.scoring import complete, pass_at_k, standard_error
+from nanopcf.scoring import answer_problems, choose_slots, open_model, pass_at_k, standard_error
 from nanopcf.tokenizer import TextTokenizer
 
 
@@ -44,7 +41,7 @@ class EvaluateConfig(config.Config):
     temperature: float = 0.7  # of the sampling; 0 is greedy
     top_p: float = 1.0  # probability mass to sample from (nucleus)
     max_new_tokens: Count = 512  # longest answer, in tokens
-    limit: Natural = 0  # problems of a file at most (0: all)
+    limit: Natural = 0  # at most so many problems per file (0: all)
     drop_long: bool = False  # leave out prompts that fill the context, and count them
     verifier: Literal["ours", "math-verify", "either"] = "ours"  # ours, math-verify or either
     slots: Natural = 0  # sequences generated at a time (0: what memory holds)
@@ -62,80 +59,6 @@ class EvaluateConfig(config.Config):
             raise ValueError(f"--data, --ood: two files of the same name, {max(names, key=names.count)}")
         if self.resume and not self.out:
             raise ValueError("--resume needs --out, the folder to go on in")
-
-
-# ---- one checkpoint ----
-
-
-def open_model(c: EvaluateConfig) -> tuple[Transformer, TextTokenizer, int]:
-    """(model, tokenizer, number of CPU threads, which is set here)."""
-    device = machine.choose_device(c.device)
-    model, tokenizer = checkpoint.load(c.model, device, machine.choose_dtype(c.dtype, device))
-    return model, tokenizer, machine.set_threads(c.threads, model)
-
-
-def choose_slots(c: EvaluateConfig, model: Transformer, tokenizer: TextTokenizer, examples: list[Example]) -> int:
-    """How many sequences to generate at a time: --slots, or as many as memory holds of the longest that can occur."""
-    if c.slots:
-        return c.slots
-    form = Format(c.chat, c.template)
-    longest_prompt = max(len(form.prompt(e, tokenizer)) for e in examples)
-    return slots_that_fit(model, min(model.config.max_length, longest_prompt + c.max_new_tokens))
-
-
-def answer_problems(
-    c: EvaluateConfig,
-    model: Transformer,
-    tokenizer: TextTokenizer,
-    examples: list[Example],
-    *,
-    places: Sequence[int] | None = None,
-    judge: Callable[[str, str], float] = rewards.verify,
-) -> tuple[np.ndarray, list[str]]:
-    """(correct (problems, samples) of 0 and 1, responses problem by problem), generated as the config says.
-
-    places: the problems' positions in their file, which with --seed decide what is sampled; default 0, 1, 2, ...
-    """
-    return complete(
-        model,
-        tokenizer,
-        examples,
-        format=Format(c.chat, c.template),
-        samples=c.samples,
-        temperature=c.temperature,
-        top_p=c.top_p,
-        max_new_tokens=c.max_new_tokens,
-        slots=choose_slots(c, model, tokenizer, examples),
-        seed=c.seed,
-        places=places,
-        judge=judge,
-    )
-
-
-def score_checkpoint(c: EvaluateConfig) -> dict:
-    """The score of a checkpoint in the pipeline, on the first file of --data: pass@1, and pass@k with k = --samples.
-
-    pass@1 is the paper's score and takes one sample per problem. pass@k costs k times as much: a quarter of the problems
-    must do.
-    """
-    model, tokenizer, _ = open_model(c)
-    examples = read_examples(c.data[0], need=("prompt", "answer"))
-    quarter = examples[: max(1, len(examples) // 4)]
-    one_sample, _ = answer_problems(replace(c, samples=1), model, tokenizer, examples)
-    k_samples, _ = answer_problems(replace(c, seed=c.seed + 1), model, tokenizer, quarter)
-    return {
-        "score": float(one_sample.mean()),
-        "pass_at_k": pass_at_k(k_samples, c.samples),
-        "k": c.samples,
-        "parameters": model.parameter_count(),
-    }
-
-
-def greedy_answers(c: EvaluateConfig, examples: list[Example]) -> list[tuple[str, bool]]:
-    """(response, is it right) of a checkpoint's greedy answer to each problem."""
-    model, tokenizer, _ = open_model(c)
-    correct, texts = answer_problems(replace(c, samples=1, temperature=0.0), model, tokenizer, examples)
-    return [(text, bool(right)) for text, right in zip(texts, correct[:, 0], strict=True)]
 
 
 # ---- the command: several files, saved as they grow ----
@@ -237,9 +160,8 @@ def main(c: EvaluateConfig) -> list[dict]:
     device = model.head_weight.device
     judge = verifier(c.verifier)
     for file in (*c.data, *c.ood):
-        read_examples(
-            file, need=("prompt", "answer")
-        )  # a mistake in the last file shows before hours go into the first
+        # A mistake in the last file shows before hours go into the first.
+        read_examples(file, need=("prompt", "answer"))
     folder = open_run(c.out, c, c.resume, free=("device", "threads", "show")) if c.out else nullcontext()
     with folder:
         log.announce(log.header(device, threads, model.head_weight.dtype))

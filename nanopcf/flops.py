@@ -4,9 +4,9 @@
     F_fwd = 2 [L (P_mlp + P_attn) + P_vocab] + 4 S L D_q        per token                  (21)
     F_bwd = 2 F_fwd                                                                        (22)
 
-H is the width of the model, H_ff that of its MLP, D_q = heads * head_dim and D_kv = kv_heads * head_dim, V the vocabulary,
-L the layers, S the (mean) length of a sequence. The paper writes H for D_q too. The two are equal in the models that it
-uses; where they differ (Qwen3), D_q is what the matrices and the attention really cost.
+H is the width of the model, H_ff that of its MLP, D_q = heads * head_dim and D_kv = kv_heads * head_dim, V the
+vocabulary, L the layers, S the (mean) length of a sequence. The paper writes H for D_q too. The two are equal in the
+models that it uses; where they differ (Qwen3), D_q is what the matrices and the attention really cost.
 
 As in the paper, three things are not exact: the look-up of embeddings is counted like the output head, although it
 multiplies nothing; attention is counted over all S positions, although a causal model needs half of them; and the extra
@@ -52,14 +52,18 @@ def rl_step(
     return (rounds * prompts + 3 * trained) * group * seq_len * forward_per_token(config, seq_len)
 
 
-def mixed_step(config: Any, prompts: float, group: float, on_len: float, experts: float, off_len: float) -> float:
-    """FLOPs of one LUFFY or SRFT step, Eq. 26: 4 [B G S_on + B N S_off] F_fwd.
+def mixed_step(
+    config: Any, prompts: float, group: float, on_len: float, experts: float, off_len: float, *,
+    train_prompts: float | None = None,
+) -> float:  # fmt: skip
+    """FLOPs of one LUFFY or SRFT step, Eq. 26: 4 [B G S_on + B N S_off] F_fwd, less if only train_prompts train.
 
     Every prompt has G = `group` rollouts of mean length S_on and N = `experts` trajectories of mean length S_off, which
     cost as much as rollouts. F_fwd is that of the mean length of all sequences. Prefix-RFT counts as GRPO (`rl_step`).
     """
     tokens = prompts * (group * on_len + experts * off_len)
-    return 4 * tokens * forward_per_token(config, tokens / (prompts * (group + experts)))
+    passes = (prompts + 3 * (prompts if train_prompts is None else train_prompts)) / prompts  # 4 if all are trained
+    return passes * tokens * forward_per_token(config, tokens / (prompts * (group + experts)))
 
 
 def upt_step(

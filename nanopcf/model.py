@@ -29,7 +29,7 @@ from torch.utils.checkpoint import checkpoint
 
 from kernels.products import Linear, can_return_float32_sums, linear
 
-Rope = tuple[Tensor, Tensor]  # cosines and sines of every position, each [B or 1, T, 1, hd]
+Rope = tuple[Tensor, Tensor]  # cosines and sines: each [T, 1, hd], or [B, T, 1, hd] where positions are given
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def rope_frequencies(c: ModelConfig) -> Tensor:
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary position embedding (Su et al., 2021) of x [B, T, heads, hd], with cos and sin [B or 1, T, 1, hd].
+    """Rotary position embedding (Su et al., 2021) of x [B, T, heads, hd], with cos and sin [T, 1, hd] or [B, T, 1, hd].
 
     Dimensions i and i + hd / 2 form a pair (a, b), which becomes (a cos - b sin, b cos + a sin). The first half of
     `sin` is stored with a minus sign, so that one operation does both.

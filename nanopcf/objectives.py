@@ -7,8 +7,8 @@ loss that is minimised is a sum over tokens,
     weight * (policy_loss(r, advantage) + kl_coef * KL - entropy_coef * entropy)  -  likelihood * logprob
 
 The update goes through this file from top to bottom: rewards become advantages (`group_advantages`), every token gets
-its weight (`token_weights`), `token_terms` collects what the recipe wants of each token, and `rl_loss` is the sum above.
-All functions are pure, on float32 tensors. Equation numbers are the paper's. docs/algorithms.md has the table of
+its weight (`token_weights`), `token_terms` collects what the recipe wants of each token, and `rl_loss` is the sum
+above. All functions are pure, on float32 tensors. Equation numbers are the paper's. docs/algorithms.md has the table of
 paradigms: equation, source, where the official code deviates, and what is chosen here.
 """
 
@@ -40,7 +40,7 @@ class Recipe:
 
     # which responses make up a group
     expert: str = "none"  # none, only, beside or prefix (one of the G), or instead (of all G, see gate)
-    gate: int = 0  # expert "instead": with at most so many right answers a prompt trains on its expert
+    gate: int = 0  # expert "instead": a prompt with at most this many right answers trains on its expert
     dynamic_sampling: bool = False  # sample until there are enough groups that teach something
     # the loss of a token
     advantage: str = "center"  # center: R - mean; std: that over the deviation; rloo: R - mean of the others
@@ -68,15 +68,22 @@ class Recipe:
         for name in "clip_low clip_high ratio_cap expert_coef shape prefix_kept sampler_cap kl_coef".split():
             if not getattr(self, name) >= 0:  # written so that nan fails too
                 raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
+        if not (math.isfinite(self.kl_coef) and math.isfinite(self.entropy_coef)):
+            raise ValueError(f"kl_coef and entropy_coef must be finite, got {self.kl_coef} and {self.entropy_coef}")
         if self.shape == 0 or self.prefix_kept > 1:
             raise ValueError("shape must be above 0 and prefix_kept a share up to 1")
 
-    # What a recipe needs follows from all of its fields, in these four places.
+    # What a recipe needs and trains follows from all of its fields, in these five places.
 
     @property
     def needs_expert(self) -> bool:
         """The training data must hold the expert's trajectories."""
         return self.expert != "none"
+
+    @property
+    def trains_likelihood(self) -> bool:
+        """Some log-probs are pushed up whatever the advantages are: SFT, UPT and SRFT."""
+        return self.policy_loss == "likelihood" or (self.needs_expert and self.expert_loss in ("likelihood", "both"))
 
     @property
     def needs_old_logprobs(self) -> bool:
@@ -86,8 +93,8 @@ class Recipe:
 
     @property
     def needs_current_logprobs(self) -> bool:
-        """Each update must first score its whole sequences: GSPO's ratio and SRFT's two weights belong to a sequence, and
-        Prefix-RFT ranks the entropies of the expert's tokens."""
+        """Each update must first score its whole sequences: GSPO's ratio and SRFT's two weights belong to a sequence,
+        and Prefix-RFT ranks the entropies of the expert's tokens."""
         weighs_expert_by_entropy = self.needs_expert and self.expert_loss == "both"
         return self.policy_loss in ("sequence", "likelihood") or self.expert == "prefix" or weighs_expert_by_entropy
 
@@ -120,7 +127,7 @@ def group_advantages(rewards: Tensor, normalise: str) -> Tensor:
 
 
 def overlong_penalty(lengths: Tensor, limit: int, cache: int) -> Tensor:
-    """DAPO's soft punishment, added to the reward: 0 up to limit - cache tokens, falling to -1 at the limit. [B] -> [B]."""
+    """DAPO's soft punishment [B], added to the reward: 0 up to limit - cache tokens, falling to -1 at the limit."""
     return ((limit - cache - lengths) / cache).clamp(-1.0, 0.0)
 
 
@@ -150,7 +157,7 @@ def capped_weight_loss(logprob: Tensor, old_logprob: Tensor, advantage: Tensor, 
 
 
 def shaped_loss(logprob: Tensor, advantage: Tensor, gamma: float) -> Tensor:
-    """LUFFY's loss of each expert token (Eqs. 13, 14): -f(p) A, f(p) = p / (p + gamma). Its slope peaks at p = gamma."""
+    """LUFFY's loss of each expert token (Eqs. 13, 14): -f(p) A, f(p) = p / (p + gamma), steepest at p = gamma."""
     p = torch.exp(logprob)
     return -p / (p + gamma) * advantage
 
@@ -167,14 +174,16 @@ POLICY_LOSSES = {
 def clip_stats(logprob: Tensor, old_logprob: Tensor, advantage: Tensor, recipe: Recipe) -> tuple[Tensor, Tensor]:
     """Where the clip takes the gradient away, (low, high) bool [N]: A < 0 and r < 1 - low; A > 0 and r > 1 + high."""
     ratio = torch.exp(logprob - old_logprob)
-    return (advantage < 0) & (ratio < 1 - recipe.clip_low), (advantage > 0) & (ratio > 1 + recipe.clip_high)
+    clips = recipe.policy_loss != "capped"  # CISPO caps a weight, and no token loses its gradient
+    low, high = clips & (ratio < 1 - recipe.clip_low), clips & (ratio > 1 + recipe.clip_high)
+    return low & (advantage < 0), high & (advantage > 0)
 
 
 def kl_penalty(logprob: Tensor, ref_logprob: Tensor, estimator: str) -> Tensor:
     """KL(policy || reference) on sampled tokens, one value each (Schulman, 2020). With d = logprob - ref_logprob:
 
-    k1 = d (unbiased, of either sign); k2 = d^2 / 2; k3 = exp(-d) - 1 + d >= 0. It uses expm1, since near d = 0 the plain
-    difference loses all of its digits. In the loss only k2 has the gradient of the reverse KL.
+    k1 = d (unbiased, of either sign); k2 = d^2 / 2; k3 = exp(-d) - 1 + d >= 0. It uses expm1, since near d = 0 the
+    plain difference loses all of its digits. In the loss only k2 has the gradient of the reverse KL.
     """
     d = logprob - ref_logprob
     if estimator == "k1":

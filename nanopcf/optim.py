@@ -1,9 +1,9 @@
 """AdamW as the training loops use it: float32 master weights for a bfloat16 model, gradients summed over processes.
 
 A bfloat16 number has eight significant bits, so a step of 1e-6 on a weight of 0.1 would be rounded away. Yet the model
-is kept in bfloat16, so that sampling, scoring and training share one copy of it. Therefore the optimizer keeps a float32
-copy of each parameter, its "master": it adds up the gradients there, takes the step there, and rounds the result into
-the model. With a float32 model the masters are the parameters themselves, and nothing is copied.
+is kept in bfloat16, so that sampling, scoring and training share one copy of it. Therefore the optimizer keeps a
+float32 copy of each parameter, its "master": it adds up the gradients there, takes the step there, and rounds the
+result into the model. With a float32 model the masters are the parameters themselves, and nothing is copied.
 """
 
 import math

@@ -8,8 +8,8 @@ With L_min the minimum over the whole run, delta = 0.02 and delta2 = 0.10:
     severe    after the last stable one, L >= (1 + delta2) L_min                           (9)
     unstable  between the first and the last stable one, but not stable; the paper has no name for these
 
-The paper's finding: start RL from a stable checkpoint, or at the latest from a mild one. These rules need L_min, which is
-known only after SFT has gone too far. `saturated` is a rule for a run that goes on; it is ours, not the paper's.
+The paper's finding: start RL from a stable checkpoint, or at the latest from a mild one. These rules need L_min, which
+is known only after SFT has gone too far. `saturated` is a rule for a run that goes on; it is ours, not the paper's.
 """
 
 import itertools

@@ -4,22 +4,19 @@ There are two steps. `final_answer` finds the answer in a response. `equal`, in 
 it with the right answer by value, so that 1/2, 0.5 and \\frac{1}{2} are one answer. `verify` does both.
 
 A strict verifier takes an answer only where the response marks it as one. A lenient one (the default) also takes the
-last number of a response in prose: it finds more right answers, but may take a number for the answer that is none.
+last number of a response in prose: it finds more right answers, but may mistake another number for the answer.
 
 Left out: partial credit, and a reward for the format of a response. The paper has neither.
 """
 
 import re
 
+from nanopcf.interop.boxes import last_boxed
 from nanopcf.interop.formulas import MAX_LENGTH, equal
 
 # The answer is looked for near the end. This bounds the time that a long response can take.
 TAIL = 2_000  # characters searched for "the answer is" and for numbers
-BOX_TAIL = 20_000  # characters searched for boxes
-MAX_BOXES = 50  # boxes looked into, when the last ones are not closed
 
-# The start of a box: "\boxed{", "\fbox {".
-BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
 
 # An announced answer and the rest of its line: "The answer is 42. I am sure." gives "42. I am sure.", and
 # "Final Answer: $3.50" gives "$3.50".
@@ -74,20 +71,5 @@ def final_answer(response: str, strict: bool = False) -> str:
 
 
 def is_prose(response: str) -> bool:
-    """More than three words, with two letters side by side near the end: "12 04" and "x = 3" are none."""
+    """More than three words, with two letters side by side near the end: "12 04" and "x = 3" are not prose."""
     return len(response.split()) > 3 and re.search(r"[A-Za-z]{2}", response[-TAIL:]) is not None
-
-
-def last_boxed(text: str) -> str | None:
-    """What the last complete \\boxed{...} or \\fbox{...} holds, or None. Braces nest, as in \\boxed{\\frac{1}{2}}."""
-    text = text[-BOX_TAIL:]
-    starts = [match.end() for match in BOX.finditer(text)]
-    for start in reversed(starts[-MAX_BOXES:]):
-        depth = 1
-        for i in range(start, min(len(text), start + 4 * MAX_LENGTH)):
-            # \{ and \} are braces of the answer, such as those of a set, and not of LaTeX's grouping.
-            if text[i - 1] != "\\":
-                depth += (text[i] == "{") - (text[i] == "}")
-            if depth == 0:
-                return text[start:i]
-    return None

@@ -2,7 +2,7 @@
 
 Which responses a group holds is the first choice of a `Recipe` (`expert`): the policy's own, an expert's trajectory
 beside or instead of them, or one that the expert began and the policy continued. Every token knows who wrote it: the
-first `expert_tokens` tokens of a rollout are the expert's. Their log-prob is 0, the probability 1 that LUFFY divides by.
+first `expert_tokens` tokens of a rollout are the expert's. Their log-prob is 0: LUFFY divides by 1.
 """
 
 import math
@@ -36,7 +36,7 @@ class Rollout:
 
     tokens: list[int]
     logprobs: list[float]  # of the sampler; 0 for the expert's tokens
-    expert_tokens: int  # so many tokens at the start are the expert's
+    expert_tokens: int  # how many tokens at the start the expert wrote
     correct: float  # 1 or 0, the verifier's verdict
     truncated: bool  # the policy came to the limit without an end token
 
@@ -55,10 +55,11 @@ class Group:
         right = sum(r.correct for r in self.rollouts)
         return 0 < right < len(self.rollouts)
 
-    @property
-    def teaches(self) -> bool:
-        """There is something to learn: a signal, or (UPT, SFT) an expert alone, whose likelihood is trained."""
-        return self.has_signal or all(r.expert_tokens == len(r.tokens) for r in self.rollouts)
+    def teaches(self, recipe: Recipe) -> bool:
+        """There is something to learn: a signal, or a likelihood that is trained (of the policy's tokens or of the
+        expert's, if it has written any)."""
+        has_likelihood = recipe.policy_loss == "likelihood" or any(r.expert_tokens for r in self.rollouts)
+        return self.has_signal or (recipe.trains_likelihood and has_likelihood)
 
 
 def prefix_share(progress: float, uniform: float) -> float:
@@ -88,7 +89,7 @@ def roll_out(
         correct = verify(decode(tokens), problem.answer)
         return Rollout(tokens, logprobs, len(prefix), correct, completion.finish_reason == "length")
 
-    def expert(problem: Problem) -> Rollout:
+    def expert_rollout(problem: Problem) -> Rollout:
         # An expert can be wrong: the verifier decides, as for any other response.
         tokens, correct = problem.expert, verify(decode(problem.expert), problem.answer)
         return Rollout(tokens, [0.0] * len(tokens), len(tokens), correct, truncated=False)
@@ -102,7 +103,7 @@ def roll_out(
     options = dict(temperature=temperature, stop_ids=stop_ids, places=places)
     completions: list[Completion] = []
     if own:
-        # Python's hash of a tuple of integers is the same in every process and on every machine.
+        # Python's hash of a tuple of integers is the same in every process, on every 64-bit CPython.
         prompts = [problem.prompt for problem in problems]
         completions = sampler.generate(prompts, n=own, max_new_tokens=max_new_tokens, seed=hash(seed), **options)
     # 2. The groups, with whole trajectories of the expert where the recipe wants them.
@@ -111,9 +112,9 @@ def roll_out(
         tried = [judged(problem, completion) for completion in completions[k * own : (k + 1) * own]]
         rollouts = list(tried)
         if recipe.expert == "instead" and sum(r.correct for r in tried) <= recipe.gate:
-            rollouts = [expert(problem)]  # UPT: too few right answers, so this prompt trains on its expert
+            rollouts = [expert_rollout(problem)]  # UPT: too few right answers, so this prompt trains on its expert
         elif recipe.expert in ("only", "beside"):
-            rollouts.append(expert(problem))
+            rollouts.append(expert_rollout(problem))
         groups.append(Group(problem.prompt, tried, rollouts))
     # 3. Prefix-RFT: the last response of a group continues the expert's first tokens, at least one short of its end.
     if recipe.expert == "prefix":
@@ -185,8 +186,8 @@ def make_batch(groups: list[Group]) -> Batch:
 
 
 def step_flops(config: ModelConfig, recipe: Recipe, drawn: list[Group], trained: list[Group]) -> float:
-    """Compute of a step in which `drawn` were rolled out and `trained` of them used: Eq. 23 (SFT), 24 and 25 (GRPO, DAPO
-    and Prefix-RFT), 26 (LUFFY, SRFT), 27-29 (UPT)."""
+    """Compute of a step in which `drawn` were rolled out and `trained` of them used: Eq. 23 (SFT), 24 and 25 (GRPO,
+    DAPO and Prefix-RFT), 26 (LUFFY, SRFT), 27-29 (UPT)."""
 
     def mean_length(pairs: list[tuple[Group, Rollout]]) -> float:
         return float(np.mean([len(g.prompt) + len(r.tokens) for g, r in pairs])) if pairs else 0.0
@@ -195,9 +196,10 @@ def step_flops(config: ModelConfig, recipe: Recipe, drawn: list[Group], trained:
     own = [(g, r) for g in drawn for r in g.tried]
     experts = [(g, r) for g in trained for r in g.rollouts if r.expert_tokens]
     if recipe.expert == "only":
-        return flops.sft_step(config, prompts, mean_length(experts))
+        return flops.sft_step(config, len(trained), mean_length(experts))
     if recipe.expert == "beside":
-        return flops.mixed_step(config, prompts, len(drawn[0].tried), mean_length(own), 1, mean_length(experts))
+        sizes = len(drawn[0].tried), mean_length(own), 1, mean_length(experts)
+        return flops.mixed_step(config, prompts, *sizes, train_prompts=len(trained))
     if recipe.expert == "instead":
         trained_own = sum(not r.expert_tokens for g in trained for r in g.rollouts)
         group, own_length = len(drawn[0].tried), mean_length(own)

@@ -80,7 +80,7 @@ def prefill(model: Transformer, prompts: list[list[int]]) -> tuple[KVCache, Tens
         hidden = model(tokens, positions=positions, kv_cache=part_cache, length=T)  # (B, T, D)
         rows = torch.tensor(part, device=device)
         cache.keys[:, rows, :, :T], cache.values[:, rows, :, :T] = part_cache.keys, part_cache.values
-        last_hidden[rows] = hidden[torch.arange(B, device=device), torch.tensor(lengths, device=device) - 1]
+        last_hidden[rows] = hidden[torch.arange(B, device=device), torch.tensor(lengths, device=device) - 1]  # (B, D)
     return cache, last_hidden
 
 
@@ -140,8 +140,8 @@ class Sampler:
         if not prompts:
             return []
         limits = [min(limit, self.max_length - len(p)) for p, limit in zip(prompts, limits, strict=True)]
-        first = n * np.array(range(len(prompts)) if places is None else places, dtype=np.int64)
-        uniforms = counter_uniforms(seed, (first[:, None] + np.arange(n)).ravel(), max(limits))  # (sequences, longest)
+        starts = n * np.array(range(len(prompts)) if places is None else places, dtype=np.int64)
+        uniforms = counter_uniforms(seed, (starts[:, None] + np.arange(n)).ravel(), max(limits))  # (sequences, longest)
         work = Generation(self, prompts, n, limits, temperature, top_p, stop_ids, uniforms)
         step = Replay(work.step, self.capture(), work.rows, work.length) if self.capture else work.step
         check_every = 1 if stream else self.check_every
@@ -154,7 +154,7 @@ class Sampler:
             # ---- 2. step: draw a token in every live row and feed it, until it is time to see what has ended ----
             for _ in range(check_every):
                 step(work.live, min(work.length, max(work.host_position[: work.live]) + 1))
-                work.host_position = [position + 1 for position in work.host_position]
+                work.host_position = [position + 1 for position in work.host_position]  # `admit` resets idle rows
                 if stream:
                     now = work.slots.first(work.live)
                     for sequence, token in zip(now.sequence.tolist(), now.token.tolist(), strict=True):
@@ -263,7 +263,7 @@ class Generation:
             return
         free = set(self.free)
         busy = [row for row in range(self.live) if row not in free]
-        self.live, self.free = len(busy), []
+        self.live, self.free = len(busy), []  # no sequence waits, so a freed slot is never used again
         moved = [row for row in busy if row >= self.live]
         holes = [row for row in range(self.live) if row in free]
         if moved:
@@ -275,7 +275,7 @@ class Generation:
             self.cache.values[:, target, :, :T] = self.cache.values[:, source, :, :T]
             for row, hole in zip(moved, holes, strict=True):
                 self.host_position[hole] = self.host_position[row]
-        self.slots.sequence[self.live :] = self.total
+        self.slots.sequence[self.live :] = self.total  # idle slots write into the spare last row of the output
 
     def step(self, rows: int, S: int) -> None:
         """Draw a token in the first `rows` slots and feed it to the model, which reads S positions of the cache.

@@ -1,13 +1,18 @@
 """Responses of a model to problems with known answers, and what their verdicts say: pass@1, avg@k, pass@k."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from math import comb
+from typing import Any
 
 import numpy as np
 
-from nanopcf.data import PLAIN, Example, Format
+from nanopcf import checkpoint
+from nanopcf.data import PLAIN, Example, Format, read_examples
 from nanopcf.model import Transformer
 from nanopcf.rewards import verify
+from nanopcf.run import machine
+from nanopcf.run.machine import slots_that_fit
 from nanopcf.sampler import Sampler
 from nanopcf.tokenizer import TextTokenizer
 
@@ -52,10 +57,84 @@ def pass_at_k(correct: np.ndarray, k: int) -> float:
     """
     n = correct.shape[1]
     if not 1 <= k <= n:
-        raise ValueError(f"pass@{k} needs at least {k} samples a problem, there are {n}")
+        raise ValueError(f"pass@{k} needs at least {k} samples per problem, there are {n}")
     return float(np.mean([1 - comb(n - int(c), k) / comb(n, k) for c in correct.sum(axis=1)]))
 
 
 def standard_error(correct: np.ndarray) -> float:
     """The standard error of the mean of correct (problems, samples) over problems; nan if there is only one."""
     return float(correct.mean(axis=1).std(ddof=1) / len(correct) ** 0.5) if len(correct) > 1 else float("nan")
+
+
+# ---- one checkpoint; c: an EvaluateConfig, which says how it is asked ----
+
+
+def open_model(c: Any) -> tuple[Transformer, TextTokenizer, int]:
+    """(model, tokenizer, number of CPU threads, which is set here)."""
+    device = machine.choose_device(c.device)
+    model, tokenizer = checkpoint.load(c.model, device, machine.choose_dtype(c.dtype, device))
+    return model, tokenizer, machine.set_threads(c.threads, model)
+
+
+def choose_slots(c: Any, model: Transformer, tokenizer: TextTokenizer, examples: list[Example]) -> int:
+    """How many sequences to generate at a time: --slots, or as many as memory holds of the longest that can occur."""
+    if c.slots:
+        return c.slots
+    form = Format(c.chat, c.template)
+    longest_prompt = max(len(form.prompt(e, tokenizer)) for e in examples)
+    return slots_that_fit(model, min(model.config.max_length, longest_prompt + c.max_new_tokens))
+
+
+def answer_problems(
+    c: Any,
+    model: Transformer,
+    tokenizer: TextTokenizer,
+    examples: list[Example],
+    *,
+    places: Sequence[int] | None = None,
+    judge: Callable[[str, str], float] = verify,
+) -> tuple[np.ndarray, list[str]]:
+    """(correct (problems, samples) of 0 and 1, responses problem by problem), generated as the config says.
+
+    places: the problems' positions in their file, which with --seed decide what is sampled; default 0, 1, 2, ...
+    """
+    return complete(
+        model,
+        tokenizer,
+        examples,
+        format=Format(c.chat, c.template),
+        samples=c.samples,
+        temperature=c.temperature,
+        top_p=c.top_p,
+        max_new_tokens=c.max_new_tokens,
+        slots=choose_slots(c, model, tokenizer, examples),
+        seed=c.seed,
+        places=places,
+        judge=judge,
+    )
+
+
+def score_checkpoint(c: Any) -> dict:
+    """The score of a checkpoint in the pipeline, on the first file of --data: pass@1, and pass@k with k = --samples.
+
+    pass@1 is the paper's score and takes one sample per problem. pass@k costs k times as much: a quarter of the
+    problems must do.
+    """
+    model, tokenizer, _ = open_model(c)
+    examples = read_examples(c.data[0], need=("prompt", "answer"))
+    quarter = examples[: max(1, len(examples) // 4)]
+    one_sample, _ = answer_problems(replace(c, samples=1), model, tokenizer, examples)
+    k_samples, _ = answer_problems(replace(c, seed=c.seed + 1), model, tokenizer, quarter)
+    return {
+        "score": float(one_sample.mean()),
+        "pass_at_k": pass_at_k(k_samples, c.samples),
+        "k": c.samples,
+        "parameters": model.parameter_count(),
+    }
+
+
+def greedy_answers(c: Any, examples: list[Example]) -> list[tuple[str, bool]]:
+    """(response, is it right) of a checkpoint's greedy answer to each problem."""
+    model, tokenizer, _ = open_model(c)
+    correct, texts = answer_problems(replace(c, samples=1, temperature=0.0), model, tokenizer, examples)
+    return [(text, bool(right)) for text, right in zip(texts, correct[:, 0], strict=True)]

@@ -1,9 +1,9 @@
 """Which expert data, and which of its checkpoints, should RL start from? (The paper's RQ2 and RQ3.)
 
-The finding: the *minimum SFT validation loss* of a data set predicts its ceiling before any RL is run (r = -0.94 over five
-data scales, Table 5), and the ceiling is reached from Stable or Mild checkpoints (Eqs. 5-9). So the selector takes the set
-with the lowest loss, and in it the checkpoint with the lowest loss. pass@k is shown beside the choice but never decides it.
-Losses can only be compared if all candidates share one validation set and one base model.
+The finding: the *minimum SFT validation loss* of a data set predicts its ceiling before any RL is run (r = -0.94 over
+five data scales, Table 5), and the ceiling is reached from Stable or Mild checkpoints (Eqs. 5-9). So the selector takes
+the set with the lowest loss, and in it the checkpoint with the lowest loss. pass@k is shown beside the choice but never
+decides it. Losses can only be compared if all candidates share one validation set and one base model.
 """
 
 from collections.abc import Sequence
@@ -37,7 +37,7 @@ class Selection:
 def select(candidates: Sequence[dict[str, Any]]) -> Selection:
     """Rank candidates {"name", "checkpoints": [{"step", "val_loss", ...}, ...]} by minimum validation loss.
 
-    Raises ValueError if there are none, or if one has no checkpoints or a loss that is no positive, finite number.
+    Raises ValueError if there are none, or if one has no checkpoints or a loss that is not positive and finite.
     """
     if not candidates:
         raise ValueError("no candidate sets: need at least one with a name and checkpoints")

@@ -1,19 +1,21 @@
 """Which problem is used for what: splits that share no prompt, and expert trajectories sorted by difficulty (RQ3).
 
 The paper draws its candidate sets from one large pool of expert trajectories: at random, or by the win rate of a small
-model over four tries, 1 for the easy ones and at most 0.25 for the hard ones. Here the win rate is the base model's own.
-Left out: the paper also removes training problems that are only similar to one of the test; here equal prompts count.
+model over four tries, 1 for the easy ones and at most 0.25 for the hard ones. Here the win rate is the base model's
+own. Left out: the paper also removes training problems that are only similar to one of the test; here equal prompts
+count.
 """
 
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from nanopcf.checkpoint import load_tokenizer_of
 from nanopcf.data import Example, Format, encode_prompts, read_examples, write_jsonl
-from nanopcf.evaluate import EvaluateConfig, answer_problems, open_model
+from nanopcf.scoring import answer_problems, open_model
 from nanopcf.tasks import Lore, make_examples
 
 ROUNDS = 6  # at most so many rounds of problems are tried to find enough of every difficulty
@@ -23,7 +25,8 @@ TRIES = 4  # answers to each problem, which give its win rate
 def make_splits(
     task: str, *, test: int, val: int, rl: int, corpus: int, known: float, seed: int
 ) -> dict[str, list[Example]]:
-    """Generated problems: `test` many for the test and so on, and `corpus` web texts to pretrain on (nanopcf/tasks.py)."""
+    """Generated problems: `test` many for the test and so on, and `corpus` web texts to pretrain on
+    (nanopcf/tasks.py)."""
     splits: dict[str, list[Example]] = {}
     taken: set[str] = set()
     for i, (name, size) in enumerate((("test", test), ("val", val), ("rl", rl))):
@@ -36,7 +39,7 @@ def make_splits(
 def cut_splits(
     data: str, test_data: str, model: str, form: Format, longest_prompt: int, *, test: int, val: int, rl: int, seed: int
 ) -> dict[str, list[Example]]:
-    """The same from files of real problems: `data` is shuffled and cut into val, rl and the corpus, which gets the rest.
+    """The same from files of real problems: `data` is shuffled and cut into val, rl and the corpus (the rest).
 
     Prompts of more than longest_prompt tokens, as `model` counts them, and those of the test are left out. Raises
     ValueError if nothing is left for the corpus.
@@ -74,9 +77,7 @@ def given_problems(examples: list[Example], size: int) -> Iterator[list[Example]
         yield examples[start : start + size]
 
 
-def sort_by_difficulty(
-    c: EvaluateConfig, rounds: Iterator[list[Example]], needed: dict[str, int]
-) -> dict[str, list[Example]]:
+def sort_by_difficulty(c: Any, rounds: Iterator[list[Example]], needed: dict[str, int]) -> dict[str, list[Example]]:
     """{"uniform": every problem tried, "easy": those of win rate 1, "hard": those of win rate 0.25 or less}.
 
     c: which model answers the problems, and how. Rounds of problems are tried until there are as many as needed.
@@ -95,7 +96,7 @@ def sort_by_difficulty(
 
 
 def write_set(folder: Path, name: str, difficulty: str, size: int, problems: dict[str, list[Example]]) -> str:
-    """Write the first `size` problems of a difficulty, and return the file. Raises ValueError when there are too few."""
+    """Write the first `size` problems of a difficulty, and return the file. Raises ValueError when they are too few."""
     found = problems[difficulty]
     if len(found) < size:
         raise ValueError(

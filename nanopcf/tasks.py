@@ -1,8 +1,8 @@
 """Generated mathematics at nano scale: problems with expert trajectories, answers and levels of difficulty.
 
-There are two families, each with five levels, which are numbers of steps or columns. A model of 0.1M parameters learns the
-*procedure* of either in seconds, for two reasons: all problems are padded to one width, and the working takes one step for
-each step of the problem, so that every token of it looks back by a constant distance. What takes time is to learn the
+There are two families, each with five levels, which are numbers of steps or columns. A model of 0.1M parameters learns
+the *procedure* of either in seconds, for two reasons: all problems are padded to one width, and the working takes one
+step for each step of the problem, so that every token of it looks back by a constant distance. What takes time is the
 *facts*, the tables of one-digit operations.
 
 `digits`   arithmetic on two digits without carries: + - * act on tens and on units, modulo 10.
@@ -12,9 +12,9 @@ each step of the problem, so that every token of it looks back by a constant dis
            prompt "+78 56 12       ="    trajectory "15 12 04"      answer "15 12 04"   (level: number of columns)
            Each group is carry and digit of a column: 7+8=15, 5+6+1=12, 1+2+1=04. 400 facts. All columns must be right.
 
-The base model is pretrained on "web text" (`Lore`) that states some facts wrongly. So it knows the procedure and part of
-the facts, and the difficulty of a problem is then *measured* as the base model's win rate, as in the paper, and not set.
-One effect is built in, and the report says so: an expert trajectory teaches exactly the facts that occur in it.
+The base model is pretrained on "web text" (`Lore`) that states some facts wrongly. So it knows the procedure and part
+of the facts, and the difficulty of a problem is then *measured* as the base model's win rate, as in the paper, and not
+set. One effect is built in, and the report says so: an expert trajectory teaches exactly the facts that occur in it.
 """
 
 from collections.abc import Callable
@@ -40,8 +40,8 @@ def true_fact(fact: Fact) -> Result:
 class Lore:
     """What the authors of the base model's "web text" believe.
 
-    About a share `known` of the facts is stated rightly by all of them. For each other fact there is one popular mistake,
-    and between 80 and 100 % of the authors make it. All of that follows from the seed.
+    About a share `known` of the facts is stated rightly by all of them. For each other fact there is one popular
+    mistake, and between 80 and 100 % of the authors make it. All of that follows from the seed.
     """
 
     def __init__(self, seed: int, known: float = 0.5) -> None:

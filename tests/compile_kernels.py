@@ -2,7 +2,8 @@
 
     python tests/compile_kernels.py [sm_90 sm_80 ...]
 
-In a process of its own: where TRITON_INTERPRET is set there is nothing to compile. tests/test_kernels.py asserts the lines.
+In a process of its own: where TRITON_INTERPRET is set there is nothing to compile. tests/test_kernels.py asserts the
+lines.
 """
 
 import json

@@ -1,3 +1,5 @@
+"""Tiny models, data and runs that many tests share, and scripts run in this process."""
+
 import contextlib
 import io
 import json
@@ -26,8 +28,8 @@ from nanopcf.tasks import make_examples  # noqa: E402
 from nanopcf.tokenizer import nano_tokenizer  # noqa: E402
 
 if not torch.cuda.is_available():
-    # Triton's own functions are made for the interpreter, or not, when triton is first imported. Later the variable only
-    # says which path is the default, which stays PyTorch: the tests of the kernels set it again.
+    # Triton's own functions are made for the interpreter, or not, when triton is first imported. Later the variable
+    # only says which path is the default, which stays PyTorch: the tests of the kernels set it again.
     os.environ["TRITON_INTERPRET"] = "1"
     with contextlib.suppress(ImportError):
         import kernels.gpu.token_loss  # noqa: F401
@@ -45,7 +47,8 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(autouse=True)
 def one_core(monkeypatch):
-    """Runs without --threads probe for them: here they find one, so that a test's numbers don't depend on the moment."""
+    """Runs without --threads probe for them: here they find one, so that a test's numbers don't depend on the
+    moment."""
     monkeypatch.setattr(machine, "cores", lambda: 1)
 
 
@@ -120,6 +123,16 @@ def init_dir(tmp_path) -> str:
     return str(tmp_path / "init")
 
 
+@pytest.fixture
+def folder(tmp_path):
+    torch.manual_seed(0)
+    model = Transformer(
+        ModelConfig(vocab_size=16, width=16, layers=1, heads=2, kv_heads=1, mlp_width=24, max_length=32)
+    )
+    checkpoint.save(model, nano_tokenizer(), tmp_path / "m")
+    return tmp_path / "m"
+
+
 def run_script(*arguments: str) -> subprocess.CompletedProcess:
     """`python SCRIPT ...` or `python -m MODULE ...`, run in this process: a new one imports torch for seconds."""
     said, complained = io.StringIO(), io.StringIO()
@@ -188,3 +201,8 @@ def command(script: str, model_dir: Path, tmp_path: Path, out: Path, steps: int 
             train=path, val=path, algo="upt", prompts=4, update_prompts=2, group=4, max_new_tokens=3, eval_every=7
         )
     return [sys.executable, script, *(part for k, v in flags.items() for part in ("--" + k.replace("_", "-"), str(v)))]
+
+
+def change(folder, **values) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))

@@ -1,4 +1,4 @@
-"""nanopcf.ceiling on curves whose ceiling is known, against brute force, on the paper's curves; its command line."""
+"""nanopcf.ceiling on curves whose ceiling is known, against brute force, and on simulated curves."""
 
 from collections import Counter
 
@@ -8,7 +8,7 @@ from conftest import X, law
 
 from nanopcf import ceiling
 from nanopcf.ceiling.law import B_RANGE, grid, law_at, least_squares, shape
-from nanopcf.ceiling.posterior import NOISE, posterior
+from nanopcf.ceiling.posterior import NOISE, ceiling_posterior
 from nanopcf.ceiling.robust import noise_sd
 
 
@@ -25,9 +25,6 @@ def paper_like(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, float,
     noise = 0.4 * rng.normal(size=len(x)) + rng.uniform(0, 0.5) * drift @ rng.normal(size=len(x))
     y = law(x, p, p + gain, late * 200, rng.uniform(0.8, 2)) + noise
     return x, y, float(p + 0.4 * rng.normal()), p + gain, late
-
-
-# ---- the fit ----
 
 
 @pytest.mark.parametrize("scale", [1, 100])
@@ -65,7 +62,7 @@ def test_posterior_equals_brute_force_integration() -> None:
     rng = np.random.default_rng(1)
     x, p = np.linspace(10, 120, 9), 70.0
     y = law(x, p, 77, 25, 1.2) + 0.4 * rng.normal(size=9)
-    interval, best, _ = posterior(x, y, p, 100.0)
+    interval, best, _ = ceiling_posterior(x, y, p, 100.0)
     points, scores = np.append(0, x), np.append(p, y)
     spread = noise_sd(scores)
     c_mid, b = grid((10 / 3, 3 * 120), B_RANGE, (36, 12))

@@ -1,8 +1,11 @@
+"""Examples, their files, and the order in which they are trained."""
+
 import json
 
+import numpy as np
 import pytest
 
-from nanopcf.data import encode_examples, read_examples, write_jsonl
+from nanopcf.data import batch_indices, encode_examples, read_examples, write_jsonl
 from nanopcf.tasks import make_examples
 from nanopcf.tokenizer import nano_tokenizer
 
@@ -29,7 +32,7 @@ def test_jsonl_round_trip(tmp_path):
         (b'{"prompt": "a", "messages": "x"}\n', "line 1: 'messages' must be a list of objects"),
         (
             b'{"prompt": "a"}\n\n{"question": "b", "answer": "1"}\n',
-            "line 3: its shape is 'question', that of line 1 'prompt as text'; one shape a file",
+            "line 3: its shape is 'question', that of line 1 'prompt as text'; a file has one shape",
         ),
         (b"\xff\xfe\n", "line 1: not valid JSON"),
         (b"\n\n", "no examples"),
@@ -64,3 +67,12 @@ def test_long_examples_are_refused_by_line_or_dropped_and_counted(tmp_path, caps
     assert "F: 1 of 3 examples dropped, longer than 10 tokens" in capsys.readouterr().err
     with pytest.raises(ValueError, match="all 3 examples are longer than 3 tokens"):
         encode_examples(examples, tokenizer, 3, "F", drop=True)
+
+
+def test_batches_go_through_every_epoch_once():
+    order = np.concatenate([batch_indices(10, 4, step, seed=3) for step in range(10)])
+    for epoch in range(4):
+        assert sorted(order[epoch * 10 : epoch * 10 + 10]) == list(range(10))
+    assert not np.array_equal(order[:10], order[10:20])
+    assert len(batch_indices(3, 8, 0, 0)) == 8  # a batch larger than the data
+    assert not np.array_equal(batch_indices(50, 20, 0, 1), batch_indices(50, 20, 0, 2))

@@ -1,6 +1,5 @@
 """python -m nanopcf.evaluate: several files, their means, what is kept, and going on after a stop."""
 
-import itertools
 import json
 from dataclasses import replace
 
@@ -8,7 +7,7 @@ import numpy as np
 import pytest
 from conftest import run_script, write_rows
 
-from nanopcf import checkpoint, evaluate
+from nanopcf import checkpoint, evaluate, scoring
 from nanopcf.data import Format, read_examples
 from nanopcf.rewards import verify
 
@@ -56,23 +55,24 @@ def test_table_of_several_files(c, capsys, tmp_path):
 
 
 def test_resume_ends_with_the_same_file(c, tmp_path, monkeypatch):
-    """Cut anywhere, also inside a line: what is there after --resume is what an uninterrupted run wrote, and only the rest ran."""
-    asked, complete = [], evaluate.complete
+    """Cut anywhere, also inside a line: what is there after --resume is what an uninterrupted run wrote, and only the
+    rest ran."""
+    counts, complete = [], scoring.complete
     monkeypatch.setattr(
-        evaluate, "complete", lambda m, t, part, **k: asked.append(len(part)) or complete(m, t, part, **k)
+        scoring, "complete", lambda m, t, part, **k: counts.append(len(part)) or complete(m, t, part, **k)
     )
     evaluate.main(c)
     path = tmp_path / "out" / "a.jsonl"
     whole = path.read_bytes()
-    assert sum(asked) == 23
-    chunk = asked[0]
+    assert sum(counts) == 23
+    chunk = counts[0]
     for cut in np.random.default_rng().integers(0, len(whole), 4):
         path.write_bytes(whole[:cut])
         kept = whole[: cut + 1].count(b"\n") // chunk * chunk
-        asked.clear()
+        counts.clear()
         evaluate.main(replace(c, resume=True))
         assert path.read_bytes() == whole
-        assert sum(asked) == 11 - kept  # of the two other files, which are complete, nothing
+        assert sum(counts) == 11 - kept  # of the two other files, which are complete, nothing
     with pytest.raises(ValueError, match="already holds a run"):
         evaluate.main(c)
     with pytest.raises(ValueError, match=r"--temperature was 0\.7, is 0\.5"):
@@ -125,14 +125,3 @@ def test_evaluate_and_generate_from_the_command_line(model_dir, tmp_path):
     assert result.returncode == 0
     result = run_script("-m", "nanopcf.generate", "--model", str(model_dir), "--prompt", "what?")
     assert result.returncode == 2 and "can't spell" in result.stderr
-
-
-def test_pass_at_k_against_enumeration():
-    from nanopcf.scoring import pass_at_k
-
-    correct = (np.random.default_rng(0).random((6, 7)) < 0.3).astype(float)
-    for k in (1, 3, 7):
-        brute = np.mean([np.mean([max(c) for c in itertools.combinations(row, k)]) for row in correct])
-        assert pass_at_k(correct, k) == pytest.approx(brute)
-    with pytest.raises(ValueError, match="needs at least 8 samples"):
-        pass_at_k(correct, 8)

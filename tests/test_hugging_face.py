@@ -1,13 +1,15 @@
-"""Folders written and read by transformers, where it is installed; configs and indices that must be refused, everywhere."""
+"""Folders written and read by transformers, where it is installed; configs and indices that must be refused,
+everywhere."""
 
 import json
 
 import pytest
 import torch
+from conftest import change
 from safetensors.torch import load_file, save_file
 
 from nanopcf import checkpoint
-from nanopcf.model import ModelConfig, Transformer, rope_frequencies
+from nanopcf.model import ModelConfig, rope_frequencies
 from nanopcf.tokenizer import nano_tokenizer
 
 SIZES = dict(
@@ -70,7 +72,8 @@ def test_parity_with_transformers(name, tmp_path):
 
 
 def test_llama3_rope_by_hand():
-    """Slow rotations slowed by the factor, fast ones kept, the middle between: Llama 3.1's published rule, one at a time."""
+    """Slow rotations slowed by the factor, fast ones kept, the middle between: Llama 3.1's published rule, one at a
+    time."""
     c = ModelConfig(vocab_size=9, head_dim=64, rope_theta=500_000.0, rope_factor=8.0, rope_original_length=8192)
     plain = rope_frequencies(ModelConfig(vocab_size=9, head_dim=64, rope_theta=500_000.0))
     for was, now in zip(plain.tolist(), rope_frequencies(c).tolist(), strict=True):
@@ -83,21 +86,6 @@ def test_llama3_rope_by_hand():
             smooth = (8192 / wavelength - 1) / (4 - 1)
             expected = (1 - smooth) * was / 8 + smooth * was
         assert now == pytest.approx(expected, rel=1e-12)
-
-
-@pytest.fixture
-def folder(tmp_path):
-    torch.manual_seed(0)
-    model = Transformer(
-        ModelConfig(vocab_size=16, width=16, layers=1, heads=2, kv_heads=1, mlp_width=24, max_length=32)
-    )
-    checkpoint.save(model, nano_tokenizer(), tmp_path / "m")
-    return tmp_path / "m"
-
-
-def change(folder, **values) -> None:
-    path = folder / "config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
 
 
 @pytest.mark.parametrize(
@@ -177,30 +165,3 @@ def test_a_hub_name_says_what_to_do_offline(monkeypatch):
         checkpoint.load("Nobody/nothing")
     with pytest.raises(ValueError, match=r"\./nothing/here/x: no such model folder"):
         checkpoint.load("./nothing/here/x")
-
-
-LLAMA3 = """{{- bos_token }}
-{%- if not date_string is defined %}
-    {%- if strftime_now is defined %}
-        {%- set date_string = strftime_now("%d %b %Y") %}
-    {%- else %}
-        {%- set date_string = "26 Jul 2024" %}
-    {%- endif %}
-{%- endif %}
-{%- if messages[0]['role'] == 'system' %}
-    {%- set system_message = messages[0]['content'] | trim %}
-    {%- set messages = messages[1:] %}
-{%- else %}
-    {%- set system_message = "" %}
-{%- endif %}
-{{- "<|start_header_id|>system<|end_header_id|>\\n\\nToday Date: " + date_string + "\\n\\n" + system_message + "<|eot_id|>" }}
-{%- for message in messages %}
-    {%- if message['role'] not in ['user', 'assistant'] %}
-        {{- raise_exception("only user and assistant") }}
-    {%- endif %}
-    {{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n' + message['content'] | trim + '<|eot_id|>' }}
-{%- endfor %}
-{%- if add_generation_prompt %}
-    {{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}
-{%- endif %}
-"""

@@ -94,8 +94,8 @@ def test_a_resumed_run_keeps_its_threads(script, sft, rl, monkeypatch):
 
 
 def test_compiled_blocks_change_no_gradient_and_leave_generation_alone(tiny_config, monkeypatch):
-    """torch.compile, up to where it would call the C++ compiler for half a minute, against the plain model; the sampler, whose
-    shapes change with every token, must not compile anything."""
+    """torch.compile, up to where it would call the C++ compiler for half a minute, against the plain model; the
+    sampler, whose shapes change with every token, must not compile anything."""
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
     plain = Transformer(replace(tiny_config, layers=1))
     compiled = copy.deepcopy(plain)

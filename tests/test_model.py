@@ -1,3 +1,5 @@
+"""The transformer against a plain reference, its cache against a full pass, packed rows against separate ones."""
+
 import math
 
 import pytest

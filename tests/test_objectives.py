@@ -95,7 +95,8 @@ def test_k3_is_never_negative_and_keeps_its_digits_near_zero():
 
 
 def test_aggregation():
-    """Losses [1, 3] and [2, 0, 4, 6], 16 in all, with at most 8 tokens: 16 / 6; the mean of 2 and 3; 16 / (2 * 8); 16 / 8."""
+    """Losses [1, 3] and [2, 0, 4, 6], 16 in all, with at most 8 tokens: 16 / 6; the mean of 2 and 3; 16 / (2 * 8); 16 /
+    8."""
     lengths, losses = torch.tensor([2, 4]), torch.tensor([1.0, 3, 2, 0, 4, 6])
     for name, want in (("token-mean", 2.666667), ("seq-mean", 2.5), ("constant", 1.0), ("sum", 2.0)):
         weights = token_weights(lengths, name, 8).repeat_interleave(lengths)
@@ -268,7 +269,8 @@ def test_the_sampler_correction_is_capped_and_leaves_experts_alone():
 
 
 def test_srft_weights():
-    """Right l = [-.1, -.2] with H = .5, wrong l = [-.3], over 8: -.031317. The expert's weight: .5 exp(-H) over its tokens."""
+    """Right l = [-.1, -.2] with H = .5, wrong l = [-.3], over 8: -.031317. The expert's weight: .5 exp(-H) over its
+    tokens."""
     lengths = torch.tensor([2, 1, 2])
     expert = torch.tensor([False, False, False, True, True])
     entropy = torch.tensor([0.4, 0.6, 0.9, 0.05, 0.15])

@@ -3,7 +3,6 @@
 import numpy as np
 import torch
 
-from nanopcf.data import batch_indices
 from nanopcf.packing import IGNORE, Sequence, pack
 
 
@@ -34,12 +33,3 @@ def test_pack_trains_every_answer_token_once_and_nothing_else():
             assert rows.targets[b][own][-1] == IGNORE  # nothing is predicted after the end
     assert sorted(found) == sorted(s.tokens for s in sequences)
     assert (rows.documents > 0).float().mean() > 0.8  # and it does pack
-
-
-def test_batches_go_through_every_epoch_once():
-    order = np.concatenate([batch_indices(10, 4, step, seed=3) for step in range(10)])
-    for epoch in range(4):
-        assert sorted(order[epoch * 10 : epoch * 10 + 10]) == list(range(10))
-    assert not np.array_equal(order[:10], order[10:20])
-    assert len(batch_indices(3, 8, 0, 0)) == 8  # a batch larger than the data
-    assert not np.array_equal(batch_indices(50, 20, 0, 1), batch_indices(50, 20, 0, 2))

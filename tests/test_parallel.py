@@ -79,7 +79,8 @@ def test_sft_on_two_processes_is_sft_on_one(model_dir, files, tmp_path):
 
 
 def test_rl_on_two_processes_is_rl_on_one(model_dir, files, tmp_path):
-    """The same answers are drawn, the same groups kept, the same curve; also the KL, which needs every token's score."""
+    """The same answers are drawn, the same groups kept, the same curve; also the KL, which needs every token's
+    score."""
     rl = [
         "train_rl.py",
         "--model",

@@ -1,4 +1,4 @@
-"""The pipeline end to end on a toy budget, its cache, and the report."""
+"""The pipeline end to end on a toy budget, and its cache."""
 
 import json
 from dataclasses import replace
@@ -89,7 +89,8 @@ def test_pipeline_end_to_end_and_its_cache(tmp_path, capfd):
 
 
 def test_a_given_model_on_given_problems(tmp_path, model_dir):
-    """--data: no pretraining, the file cut into disjoint parts, the given model as base; the test file's problems left out."""
+    """--data: no pretraining, the file cut into disjoint parts, the given model as base; the test file's problems left
+    out."""
     train, test = make_examples("digits", 90, 3), make_examples("digits", 12, 4)
     write_jsonl(tmp_path / "train.jsonl", [*train, test[0]])
     write_jsonl(tmp_path / "test.jsonl", test)

@@ -73,7 +73,8 @@ def test_messages_that_are_null_are_none(tmp_path):
 
 
 def test_messages_stay_a_chat_and_survive_a_file(tmp_path):
-    """The plain prompt is their text, the chat prompt the messages themselves; written and read again it is the same."""
+    """The plain prompt is their text, the chat prompt the messages themselves; written and read again it is the
+    same."""
     said = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "1+1="}]
     row = {"messages": [*said, {"role": "assistant", "content": "2"}], "answer": "2"}
     path = tmp_path / "rows.jsonl"

@@ -1,4 +1,5 @@
-"""Every recipe under every single choice: one step that trains, or one sentence that refuses it before anything is drawn."""
+"""Every recipe under every single choice: one step that trains, or one sentence that refuses it before anything is
+drawn."""
 
 from dataclasses import fields
 
@@ -31,7 +32,8 @@ CHOICES = [
 
 @pytest.fixture(scope="module")
 def near_uniform() -> Transformer:
-    """Draws each of its 16 tokens about equally often: one first token in sixteen is the answer, so there is a signal."""
+    """Draws each of its 16 tokens about equally often: one first token in sixteen is the answer, so there is a
+    signal."""
     torch.manual_seed(0)
     model = Transformer(
         ModelConfig(vocab_size=16, width=16, layers=1, heads=2, kv_heads=1, mlp_width=16, max_length=16)
@@ -53,16 +55,17 @@ def config_of(algo: str, *choices: str, **changed) -> train_rl.RLConfig:
 
 
 def one_step(model: Transformer, c: train_rl.RLConfig) -> tuple[list, dict]:
-    """Roll out, judge, update (at a learning rate of 0), as the loop does: the trained groups, what `update` returned."""
+    """Roll out, judge, update (at a learning rate of 0), as the loop does: the trained groups, what `update`
+    returned."""
 
-    def check(what, value, rows, extras=None):
+    def require_finite(what, value, rows, extras=None):
         assert torch.isfinite(torch.tensor(value)), what
 
     problems = [Problem(TOKENIZER.encode(p), a, TOKENIZER.encode_answer(a + a)) for p, a in (("+", "0"), ("-", "1"))]
     sampler = Sampler(model, slots=96, max_length=16)
     _, groups, _ = train_rl.collect(sampler, TOKENIZER, problems, 0, 0.5, c)
-    batch = train_rl.judge(groups, model, model, c, check)
-    return groups, train_rl.update(model, Optimizer(model), batch, 0.0, c, check)
+    batch = train_rl.judge(groups, model, model, c, require_finite)
+    return groups, train_rl.update(model, Optimizer(model), batch, 0.0, c, require_finite)
 
 
 def test_every_field_of_a_recipe_is_walked():
@@ -71,8 +74,9 @@ def test_every_field_of_a_recipe_is_walked():
 
 @pytest.mark.parametrize("algo", RECIPES)
 def test_every_recipe_under_every_single_choice(near_uniform, first_token_counts, algo):
-    """Every choice of the table of every field, alone: a finite step with a gradient. None of these is refused: what the
-    choice needs (experts, the trainer's log-probs before the batch or before the update) follows from it by itself."""
+    """Every choice of the table of every field, alone: a finite step with a gradient. None of these is refused: what
+    the choice needs (experts, the trainer's log-probs before the batch or before the update) follows from it by
+    itself."""
     for choice in CHOICES:
         groups, seen = one_step(near_uniform, config_of(algo, choice))
         assert groups, choice
@@ -87,6 +91,8 @@ def test_every_recipe_under_every_single_choice(near_uniform, first_token_counts
         ("grpo", "prefix_kept=1.5", {}, "prefix_kept a share up to 1"),
         ("grpo", "clip_low=-0.1", {}, "clip_low must be at least 0"),
         ("grpo", "kl_coef=nan", {}, "kl_coef must be at least 0"),
+        ("grpo", "kl_coef=inf", {}, "kl_coef and entropy_coef must be finite"),
+        ("grpo", "entropy_coef=nan", {}, "kl_coef and entropy_coef must be finite"),
         ("grpo", "expert=both", {}, "expert must be one of none"),
         ("luffy", "gate=0", {"group": 1}, "--group must be at least 2 with luffy: the expert takes one place"),
         ("grpo", "expert=prefix", {"group": 1}, "--group must be at least 2 with grpo: the expert takes one place"),
@@ -100,8 +106,8 @@ def test_what_cannot_work_is_refused_before_anything_is_drawn(algo, choice, chan
 
 
 def test_dynamic_sampling_keeps_the_groups_that_an_expert_stands_for(near_uniform, first_token_counts):
-    """UPT with a gate that is never passed: each prompt trains on its expert, which has no right and wrong to differ but a
-    likelihood to raise. Dropped as "no signal", the run would end at step 0."""
+    """UPT with a gate that is never passed: each prompt trains on its expert, which has no right and wrong to differ
+    but a likelihood to raise. Dropped as "no signal", the run would end at step 0."""
     groups, seen = one_step(near_uniform, config_of("upt", "dynamic_sampling=true", "gate=99"))
     assert len(groups) == 2 and all(len(g.rollouts) == 1 for g in groups) and seen["grad_norm"] > 0
 

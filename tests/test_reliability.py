@@ -79,7 +79,8 @@ def test_killed_at_any_moment_and_resumed_a_run_ends_as_if_it_had_not_been(scrip
 
 @pytest.mark.long
 def test_a_pipeline_killed_or_stopped_ends_as_if_it_had_not_been(tmp_path):
-    """SIGKILL, SIGTERM and SIGINT in turn, twelve times, after a random time; then the report is that of a whole run."""
+    """SIGKILL, SIGTERM and SIGINT in turn, twelve times, after a random time; then the report is that of a whole
+    run."""
     arguments = [sys.executable, "pipeline.py", "--preset", "tiny", "--device", "cpu", "--threads", "1", "--out"]
     subprocess.run([*arguments, str(tmp_path / "whole")], cwd=ROOT, check=True)
     rng, out = random.Random(0), tmp_path / "cut"

@@ -16,11 +16,6 @@ from nanopcf.tokenizer import nano_tokenizer
 from nanopcf.tools import replay
 
 
-@pytest.fixture(params=["train_sft.py", "train_rl.py"])
-def script(request) -> str:
-    return request.param
-
-
 def test_a_number_gone_wrong_is_replayed_to_the_module_and_the_gradients(model, tmp_path):
     with torch.no_grad():
         model.blocks[1].mlp.down.weight[3, 5] = float("nan")

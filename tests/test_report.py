@@ -94,7 +94,7 @@ def made_up() -> dict:
 
 
 def test_claims_follow_the_intervals(made_up):
-    verdicts = {c["claim"]: c["verdict"] for c in report.claims(made_up)}
+    verdicts = {c["claim"]: c["verdict"] for c in report.judge_claims(made_up)}
 
     def find(words: str) -> str:
         return next(verdict for claim, verdict in verdicts.items() if words in claim)
@@ -147,10 +147,10 @@ def test_summary_of_paradigms():
     assert luffy["peak"] == pytest.approx(0.7) and luffy["wobble"] == pytest.approx(0.5 * 0.3 / 3**0.5)
     assert [p["score"] for p in luffy["curve"]] == pytest.approx([0.1, 0.2, 0.7, 0.55, 0.55])
     assert sequential["final"] == pytest.approx(0.91) and len(sequential["curve"]) == 5
-    (claim,) = paradigms.claims([luffy, sequential])
+    (claim,) = paradigms.judge_claims([luffy, sequential])
     assert claim["verdict"] == "shown" and "dapo_dc from SFT 91.0" in claim["evidence"]
-    (claim,) = paradigms.claims([dict(luffy, final=0.95), sequential])
+    (claim,) = paradigms.judge_claims([dict(luffy, final=0.95), sequential])
     assert claim["verdict"] == "not resolved"
-    (claim,) = paradigms.claims([dict(luffy, final=0.95, final_sd=0.001), dict(sequential, final_sd=0.001)])
+    (claim,) = paradigms.judge_claims([dict(luffy, final=0.95, final_sd=0.001), dict(sequential, final_sd=0.001)])
     assert claim["verdict"] == "not shown"
     assert max(map(len, paradigms.terminal_table([luffy, sequential]).splitlines())) <= 100

@@ -56,7 +56,8 @@ def gold(path: Path) -> list[str]:
 
 @pytest.mark.skipif(not DATA.exists(), reason="the benchmark files are not beside the repository")
 def test_gold_answers_are_right_and_others_wrong():
-    """Each of 10,809 gold answers against itself, in a box, both ways; and pairs of different ones, equal only in value."""
+    """Each of 10,809 gold answers against itself, in a box, both ways; and pairs of different ones, equal only in
+    value."""
     files = sorted(DATA.glob("*.jsonl"))
     answers = {f.name: gold(f) for f in files}
     for name, mine in answers.items():
@@ -74,7 +75,8 @@ def test_gold_answers_are_right_and_others_wrong():
 
 
 def test_nothing_thrown_at_it_raises_or_hangs():
-    """Text that blows up a symbolic checker, a thousand boxes, broken brackets, random bytes: an answer within a second."""
+    """Text that blows up a symbolic checker, a thousand boxes, broken brackets, random bytes: an answer within a
+    second."""
     hostile = [
         "9^9^9^9^9",
         "((((" * 100 + "1",

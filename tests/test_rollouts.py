@@ -1,4 +1,4 @@
-"""Groups with experts: what they hold, what their tokens' log-probs are, what they cost, and that they teach."""
+"""Groups with experts: what they hold, what their tokens' log-probs are, and what they cost."""
 
 import itertools
 from dataclasses import replace
@@ -84,7 +84,11 @@ def test_a_group_has_a_signal_or_an_expert_alone_or_teaches_nothing():
 
     groups = [group(v) for v in ((0, 0, 0), (1, 0, 0), (1, 1, 1))] + [group((1,), expert_tokens=2)]
     assert [g.has_signal for g in groups] == [False, True, False, False]
-    assert [g.teaches for g in groups] == [False, True, False, True]
+    assert [g.teaches(RECIPES["upt"]) for g in groups] == [False, True, False, True]
+    assert [g.teaches(RECIPES["dapo_dc"]) for g in groups[:3]] == [False, True, False]
+    # SRFT raises and lowers likelihoods whatever the advantages are, LUFFY's expert has nothing but its advantage
+    assert all(g.teaches(RECIPES["srft"]) for g in groups)
+    assert not group((1, 1), expert_tokens=2).teaches(RECIPES["luffy"])
 
 
 def test_prefix_share_falls_along_the_run():
@@ -111,6 +115,15 @@ def test_a_part_of_a_round_draws_what_the_whole_would(model):
         progress=0.6,
     )
     assert [r.tokens for r in second.rollouts] == [r.tokens for r in whole[1].rollouts]
+
+
+@pytest.mark.parametrize("algo", ["grpo", "luffy"])
+def test_compute_of_groups_that_are_dropped_is_that_of_generating_them(model, algo):
+    """Eq. 24: a pass for every token drawn, three more for those trained. One group of two: (2 + 3) / (2 + 6)."""
+    recipe, groups = groups_of(model, algo)
+    same = [groups[0], groups[0]]
+    both, one = (step_flops(model.config, recipe, same, trained) for trained in (same, same[:1]))
+    assert one / both == pytest.approx(5 / 8)
 
 
 def test_compute_by_each_paradigm_s_equation(model):

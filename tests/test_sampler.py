@@ -1,3 +1,5 @@
+"""What is drawn does not depend on slots, batches or refills, and its log-probs are the model's."""
+
 from dataclasses import replace
 
 import numpy as np

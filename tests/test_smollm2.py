@@ -1,4 +1,4 @@
-"""A small GGUF file written here, in llama.cpp's layout, converted and read back; chat templates."""
+"""A small GGUF file written here, in llama.cpp's layout, converted and read back."""
 
 import numpy as np
 import pytest
@@ -6,14 +6,14 @@ import torch
 
 from nanopcf import checkpoint
 from nanopcf.model import ModelConfig, Transformer
-from nanopcf.tokenizer import nano_tokenizer
 from nanopcf.tools import smollm2
 
 TEMPLATE = "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 
 
 def write_gguf(path, model: Transformer) -> None:
-    """As llama.cpp's converter does: rows of q and k interleaved, float16 or float32 tensors, the tokenizer as metadata."""
+    """As llama.cpp's converter does: rows of q and k interleaved, float16 or float32 tensors, the tokenizer as
+    metadata."""
     gguf = pytest.importorskip("gguf")
     c = model.config
     writer = gguf.GGUFWriter(path, "llama")
@@ -79,17 +79,3 @@ def test_a_folder_in_use_is_left_alone(tmp_path):
     (tmp_path / "x").write_text("mine")
     with pytest.raises(ValueError, match="not empty"):
         smollm2.fetch(tmp_path)
-
-
-def test_templates_are_sandboxed_and_missing_ones_said():
-    tokenizer = nano_tokenizer()
-    with pytest.raises(ValueError, match="no chat template"):
-        tokenizer.chat([])
-    for template in (
-        "{{ ''.__class__.__mro__ }}{{ ''.__class__.__base__.__subclasses__() }}",
-        "{% if %}",
-        "{{ raise_exception('no system') }}",
-    ):
-        tokenizer.chat_template = template
-        with pytest.raises(ValueError, match="chat template failed"):
-            tokenizer.chat([{"role": "user", "content": "1"}])

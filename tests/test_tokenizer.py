@@ -3,10 +3,9 @@
 import json
 
 import pytest
-import torch
+from conftest import change
 
 from nanopcf import checkpoint
-from nanopcf.model import ModelConfig, Transformer
 from nanopcf.tokenizer import TextTokenizer, nano_tokenizer
 
 
@@ -16,31 +15,6 @@ def test_tokenizer_refuses_what_it_cannot_spell():
     assert tokenizer.encode_answer("1=2")[-1] == tokenizer.eos_id
     with pytest.raises(ValueError, match="can't spell 'x'"):
         tokenizer.encode("12x4")
-
-
-LLAMA3 = dict(
-    rope_type="llama3",
-    rope_theta=5000.0,
-    factor=8.0,
-    low_freq_factor=1.0,
-    high_freq_factor=4.0,
-    original_max_position_embeddings=64,
-)
-
-
-@pytest.fixture
-def folder(tmp_path):
-    torch.manual_seed(0)
-    model = Transformer(
-        ModelConfig(vocab_size=16, width=16, layers=1, heads=2, kv_heads=1, mlp_width=24, max_length=32)
-    )
-    checkpoint.save(model, nano_tokenizer(), tmp_path / "m")
-    return tmp_path / "m"
-
-
-def change(folder, **values) -> None:
-    path = folder / "config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
 
 
 def test_end_tokens_from_all_three_files(folder):
@@ -136,7 +110,8 @@ def test_a_chat_template_runs_no_code():
 
 
 def test_the_begin_token_stands_before_a_plain_prompt_and_survives_a_save(folder):
-    """Llama's tokenizers put one there by a post-processor, Qwen's none: the prompt of a base model is what they make."""
+    """Llama's tokenizers put one there by a post-processor, Qwen's none: the prompt of a base model is what they
+    make."""
     from tokenizers import Tokenizer, processors
 
     library = Tokenizer.from_file(str(folder / "tokenizer.json"))
@@ -151,3 +126,17 @@ def test_the_begin_token_stands_before_a_plain_prompt_and_survives_a_save(folder
     checkpoint.save(model, tokenizer, folder.parent / "again")
     again = checkpoint.load(folder.parent / "again")[1]
     assert again.bos_token == "=" and again.bos_ids == tokenizer.bos_ids and nano_tokenizer().bos_ids == []
+
+
+def test_templates_are_sandboxed_and_missing_ones_said():
+    tokenizer = nano_tokenizer()
+    with pytest.raises(ValueError, match="no chat template"):
+        tokenizer.chat([])
+    for template in (
+        "{{ ''.__class__.__mro__ }}{{ ''.__class__.__base__.__subclasses__() }}",
+        "{% if %}",
+        "{{ raise_exception('no system') }}",
+    ):
+        tokenizer.chat_template = template
+        with pytest.raises(ValueError, match="chat template failed"):
+            tokenizer.chat([{"role": "user", "content": "1"}])

@@ -1,4 +1,4 @@
-"""The RL loop: on-policy at first, resumed bit for bit, ended by compute or for want of signal, and it learns."""
+"""The RL loop: on-policy at first, resumed bit for bit, ended by compute or without a signal; and it learns."""
 
 import itertools
 import os
@@ -95,7 +95,8 @@ def test_rl_learns(rl, algo, init_dir):
 
 @pytest.mark.parametrize("place", ["loss", "reward"])
 def test_kl_term_is_silent_at_the_start_and_acts_later(rl, init_dir, tmp_path, place, monkeypatch):
-    """At the reference itself k3 has no gradient and k1 is 0: the first update is that without a KL term, the later aren't."""
+    """At the reference itself k3 has no gradient and k1 is 0: the first update is that without a KL term, the later
+    aren't."""
     base = replace(rl, model=init_dir, group=32, max_new_tokens=1, update_prompts=4, checkpoint_every=1, steps=3)
     with_kl = replace(train_rl.RECIPES["grpo"], kl_coef=0.5, kl_place=place)
     monkeypatch.setitem(train_rl.RECIPES, "with_kl", with_kl)
@@ -113,7 +114,8 @@ def test_kl_term_is_silent_at_the_start_and_acts_later(rl, init_dir, tmp_path, p
 
 def test_overlong_answers_are_filtered_or_punished(rl, init_dir, tmp_path, monkeypatch):
     """Filter: only answers that ended by themselves are trained, and the cut ones stay in the group's mean: here the
-    ended ones are empty, so wrong, their advantage is -pass_rate and the loss is +pass_rate. Soft: rewards fall by 1."""
+    ended ones are empty, so wrong, their advantage is -pass_rate and the loss is +pass_rate. Soft: rewards fall by
+    1."""
     common = replace(rl, model=init_dir, max_new_tokens=1, group=32, steps=1, eval_every=1, overlong_cache=1)
     for name in ("filter", "soft"):
         monkeypatch.setitem(train_rl.RECIPES, name, Recipe(overlong=name))

@@ -19,7 +19,7 @@ around 1.2, C_mid of any size between a third of the first compute and 3 times t
 
 1. Cut off a collapse: a final stretch far below the best score says nothing about the ceiling (`collapse_point`).
 2. Reject outliers: modified Z-scores, then Least Trimmed Squares, as in Appendix F (`robust_points`).
-3. Compute the probability of every law on a grid (`posterior`): no starting guess, no local minimum, no random search.
+3. Compute the probability of every law on a grid (`ceiling_posterior`): no starting guess, no random search.
 4. Take the most probable A_post, an interval around it, and a verdict:
 
     saturated       with 95 % probability less than 4 points of 100 are left to gain: the curve identifies the ceiling
@@ -27,9 +27,9 @@ around 1.2, C_mid of any size between a third of the first compute and 3 times t
     collapsed       the score fell far below its best and stayed there: a_post is the best smoothed score before that
     not sigmoidal   neither noise nor drift explains the residuals: a_post is the best smoothed score
 
-`result` says what a fit holds. The interval is the middle 85 % of the posterior, because that holds 90 % of the true ceilings of simulated curves:
-docs/ceiling.md shows it, and what `fit` says about the paper's own curves. `published` has the paper's procedure and a
-bootstrap to compare with. `python -m nanopcf.ceiling CURVES.csv` fits a file of curves.
+`result` says what a fit holds. The interval is the middle 85 % of the posterior, because that holds 90 % of the true
+ceilings of simulated curves: docs/ceiling.md shows it, and what `fit` says about the paper's own curves. `published`
+has the paper's procedure and a bootstrap to compare with. `python -m nanopcf.ceiling CURVES.csv` fits a file of curves.
 """
 
 import numpy as np
@@ -37,7 +37,7 @@ from numpy.typing import ArrayLike
 
 from nanopcf.ceiling.checks import checked_max_score
 from nanopcf.ceiling.law import law_at
-from nanopcf.ceiling.posterior import posterior
+from nanopcf.ceiling.posterior import ceiling_posterior
 from nanopcf.ceiling.result import CeilingFit
 from nanopcf.ceiling.robust import best_smoothed, collapse_point, misfit, robust_points
 
@@ -61,10 +61,10 @@ def fit(x: ArrayLike, y: ArrayLike, p_sft: float, *, max_score: float | None = N
     allowed = np.arange(len(x)) < (end if end >= 4 else len(x))  # (n,) bool
     # 2. and 3.
     kept = robust_points(x, y, p_sft, max_score, allowed) if robust else allowed  # (n,) bool
-    interval, law, draws = posterior(x[kept], y[kept], p_sft, max_score)
+    interval, law, draws = ceiling_posterior(x[kept], y[kept], p_sft, max_score)
     residuals = (y - law_at(x, law))[kept]
 
-    # 4. The verdict. A curve that is no sigmoid has no fitted ceiling: the best that it reached stands for it.
+    # 4. The verdict. A curve that is not sigmoidal has no fitted ceiling: the best that it reached stands for it.
     if end < len(x) or misfit(residuals, max_score):
         status = "collapsed" if end < len(x) else "not sigmoidal"
         a_post = best_smoothed(y[:end], p_sft)
@@ -99,5 +99,5 @@ def forecast_error(x: np.ndarray, y: np.ndarray, p_sft: float, max_score: float,
     seen_x, seen_y, kept = x[:n], y[:n], np.ones(n, bool)
     if robust:
         kept = robust_points(seen_x, seen_y, p_sft, max_score, kept)
-    _, _, draws = posterior(seen_x[kept], seen_y[kept], p_sft, max_score)
+    _, _, draws = ceiling_posterior(seen_x[kept], seen_y[kept], p_sft, max_score)
     return float(np.sqrt(np.mean((y[n:] - np.median(draws.scores(x[n:]), 0)) ** 2)))

@@ -46,7 +46,9 @@ class Cells(NamedTuple):
     log_det: np.ndarray  # half the logarithm of the determinants of the noise and of the start
 
 
-def posterior(x: np.ndarray, y: np.ndarray, p_sft: float, max_score: float) -> tuple[tuple[float, float], Law, Draws]:
+def ceiling_posterior(
+    x: np.ndarray, y: np.ndarray, p_sft: float, max_score: float
+) -> tuple[tuple[float, float], Law, Draws]:
     """The interval of A_post, the most probable law, and draws, from scores y at RL compute x."""
     c_range = x[x > 0][0] / C_REACH, C_REACH * x[-1]
     x, y = np.append(0.0, x), np.append(p_sft, y)  # (n,): P_sft is one measurement of the start like any other

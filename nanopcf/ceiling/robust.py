@@ -1,4 +1,4 @@
-"""Which points of a curve to fit (Appendix F), and how to recognise a curve that is no sigmoid.
+"""Which points of a curve to fit (Appendix F), and how to recognise a curve that is not sigmoidal.
 
 The paper chose thresholds by hand for every curve. Here one setting serves all curves. (n,) arrays hold one value per
 point; `allowed` and `kept` are masks (n,) of bool.
@@ -69,7 +69,7 @@ def trim(x, y, p_sft: float, max_score: float, allowed: np.ndarray, kept: np.nda
     return kept
 
 
-# ---- curves that are no sigmoids ----
+# ---- curves that are not sigmoidal ----
 
 
 def noise_sd(y: np.ndarray) -> float:

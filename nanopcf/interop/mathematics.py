@@ -1,6 +1,6 @@
-"""math-verify, the verifier that the paper uses, in a process that can be killed. Optional: `nanopcf/rewards.py` is ours.
+"""math-verify, the verifier that the paper uses, in a process that can be killed. Optional.
 
-    python -m nanopcf.interop.mathematics F.jsonl ...     how often the two verifiers agree on the answers of these files
+    python -m nanopcf.interop.mathematics F.jsonl ...     how often our verifier and math-verify agree on these answers
 
 math-verify (extra `math`) reads LaTeX with sympy. On an answer that a model made up, that can take minutes or
 gigabytes, and math-verify's own time limit is a signal, which cannot interrupt a loop in C. So it runs in a process of
@@ -128,7 +128,7 @@ def verifier(name: str) -> Callable[[str, str], float]:
 @dataclass(frozen=True)
 class AgreementConfig(config.Config):
     files: tuple[Argument, ...]  # JSONL files of problems with answers
-    pairs: Count = 1000  # answers of a file at most
+    pairs: Count = 1000  # at most so many answers per file
     seed: int = 0  # of the choice of answers
 
 

@@ -1,20 +1,36 @@
 """The report of a pipeline run: report.json, figures, report.html and a table for the terminal.
 
-Only those who want to change what a report says or shows need to open this package: `assemble` computes what follows from
-the measurements, `claims` holds the paper's statements against them, `figures` and `page` draw, and `paradigms` compares
-algorithms at equal compute.
+Only those who want to change what a report says or shows need to open this package:
+
+assembly   what follows from the measurements: ceilings, correlation, claims
+claims     the paper's statements held against them
+agreement  does the validation loss order the ceilings?
+paradigms  algorithms at equal compute: their runs, rows and claims
+page       the HTML page and the terminal's table
+figures    the pictures
+text       how numbers and names are written
 """
 
 from pathlib import Path
 
 from nanopcf.report import paradigms
-from nanopcf.report.assemble import assemble, judge, sample_pairs
-from nanopcf.report.claims import claims
-from nanopcf.report.figures import figures
-from nanopcf.report.page import page, terminal_table
+from nanopcf.report.assembly import assemble, judge, sample_pairs
+from nanopcf.report.claims import judge_claims
+from nanopcf.report.figures import draw_figures
+from nanopcf.report.page import html_page, terminal_table
 from nanopcf.run import files, log
 
-__all__ = ["assemble", "claims", "figures", "judge", "page", "publish", "sample_pairs", "terminal_table", "write"]
+__all__ = [
+    "assemble",
+    "draw_figures",
+    "html_page",
+    "judge",
+    "judge_claims",
+    "publish",
+    "sample_pairs",
+    "terminal_table",
+    "write",
+]
 
 
 def publish(report: dict, folder: Path) -> None:
@@ -26,15 +42,15 @@ def publish(report: dict, folder: Path) -> None:
 
 
 def write(report: dict, folder: Path) -> list[Path]:
-    """Write report.json, the figures as PNG and report.html, and return their paths. No file is ever seen half written."""
+    """Write report.json, the figures as PNG and report.html, and return their paths; each whole or not at all."""
     try:
-        images = figures(report)
+        images = draw_figures(report)
     except ImportError:
         images = {}
         log.announce('no figures: matplotlib is missing; pip install -e ".[plot]"')
     files.write_json(folder / "report.json", report)
     outputs = {f"{name}.png": image for name, image in images.items()}
-    outputs["report.html"] = page(report, images).encode()
+    outputs["report.html"] = html_page(report, images).encode()
     for name, content in outputs.items():
         files.write_bytes(folder / name, content)
     return [folder / "report.json", *(folder / name for name in outputs)]

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 
 
 def agreement(min_val_losses: Sequence[float], ceilings: Sequence[float]) -> dict[str, object]:
-    """Spearman and Pearson correlation of loss and ceiling over n sets, and how much n sets can tell; None if undefined.
+    """Spearman and Pearson correlation of loss and ceiling over n sets, and how much they tell; None if undefined.
 
-    Near -1 the loss alone would have picked the right data. p_value: the share of all orders of the ceilings that have a
-    Spearman correlation at least as low. Three sets reach -1 by chance one time in six. Above 8 sets the orders are
-    sampled. pearson_interval: 90 %, by Fisher's z-transform, which needs 4 sets. Raises ValueError if the two lists differ
-    in length or hold a number that is not finite.
+    Near -1 the loss alone would have picked the right data. p_value: the share of all orders of the ceilings that have
+    a Spearman correlation at least as low. Three sets reach -1 by chance one time in six. Above 8 sets the orders are
+    sampled. pearson_interval: 90 %, by Fisher's z-transform, which needs 4 sets. Raises ValueError if the two lists
+    differ in length or hold a number that is not finite.
     """
     n = len(ceilings)
     if len(min_val_losses) != n:

@@ -12,7 +12,7 @@ from nanopcf.report.text import ceiling_text, label, percent, rising, si
 BETTER = 0.04  # a best score counts as better than pure RL's from this gap on
 
 
-def claims(report: dict) -> list[dict]:
+def judge_claims(report: dict) -> list[dict]:
     """The paper's claims that this run can be held against: {claim, verdict, evidence}."""
     base = [branch for branch in report["branches"] if branch["dataset"] == "base"]
     after_sft = [branch for branch in report["branches"] if branch["dataset"] != "base"]
@@ -26,7 +26,7 @@ def claims(report: dict) -> list[dict]:
     entries += loss_claim(report["selector"])
     entries += scale_claims(starts, report["candidates"])
     entries += difficulty_claims(starts, report["candidates"])
-    return entries + paradigms.claims(report["paradigms"])
+    return entries + paradigms.judge_claims(report["paradigms"])
 
 
 def entry(claim: str, verdict: str, evidence: str) -> dict:

@@ -37,7 +37,7 @@ STYLE = {
 }
 
 
-def figures(report: dict) -> dict[str, bytes]:
+def draw_figures(report: dict) -> dict[str, bytes]:
     """PNG bytes by name. Raises ImportError without matplotlib."""
     import matplotlib
 

@@ -9,7 +9,7 @@ from collections.abc import Collection
 from html import escape
 
 from nanopcf.report import paradigms
-from nanopcf.report.claims import best_sft, claims
+from nanopcf.report.claims import best_sft, judge_claims
 from nanopcf.report.text import ceiling_text, correlation, label, percent, rising, si
 
 # ---- the terminal ----
@@ -25,7 +25,7 @@ def terminal_table(report: dict) -> str:
         name, ceiling = label(branch)[:29], ceiling_text(branch)
         lines.append(f"{name:<30}{p_sft:>7}{best:>7}{pl_rl:>7}  {ceiling:<20} {branch['status']}")
     selector = report["selector"]
-    verdicts = [claim["verdict"] for claim in claims(report)]
+    verdicts = [claim["verdict"] for claim in judge_claims(report)]
     counts = [f"{verdicts.count(verdict)} {verdict}" for verdict in ("shown", "not shown", "not resolved")]
     lines += [
         "─" * 88,
@@ -83,7 +83,7 @@ CAPTIONS = {
 }
 
 
-def page(report: dict, images: dict[str, bytes]) -> str:
+def html_page(report: dict, images: dict[str, bytes]) -> str:
     """The whole page, with `images` (PNG bytes by name) in it."""
     sections = [
         head_of_page(report, images),
@@ -239,7 +239,9 @@ The ceiling is fitted to the mean curve.</p>"""
 
 
 def claims_section(report: dict) -> str:
-    rows = [[escape(entry["claim"]), pill(entry["verdict"]), escape(entry["evidence"])] for entry in claims(report)]
+    rows = [
+        [escape(entry["claim"]), pill(entry["verdict"]), escape(entry["evidence"])] for entry in judge_claims(report)
+    ]
     if report["flags"].get("data"):
         caution = "One seed: read this as a first look."
     else:

@@ -124,7 +124,7 @@ def deviation(values: Sequence[float]) -> float:
 # ---- the paper's claims ----
 
 
-def claims(rows: list[dict]) -> list[dict]:
+def judge_claims(rows: list[dict]) -> list[dict]:
     """What the paper says about paradigms against these rows: {claim, verdict, evidence}.
 
     A claim compares the best row on either side, and is left out where a side has no row.

@@ -1,4 +1,4 @@
-"""Run folders: config.json, metrics.jsonl, checkpoints/step-N/. Each holds one run, and is locked while a process works in it.
+"""Run folders: config.json, metrics.jsonl, checkpoints/step-N/. Each holds one run, and a process locks it.
 
 The order of the data and the sampling depend on (seed, step) alone. So besides its weights a resumed run needs the
 optimizer's state and the step, but no state of a random number generator.
@@ -82,7 +82,7 @@ def lock(out: Path) -> Iterator[None]:
 
 
 class Metrics:
-    """Appends to metrics.jsonl, one JSON object per line. A resumed run first drops the lines of steps that it repeats."""
+    """Appends to metrics.jsonl, one JSON object per line. A resumed run first drops the steps that it repeats."""
 
     def __init__(self, folder: Path, from_step: int) -> None:
         self.path = folder / "metrics.jsonl"
@@ -104,7 +104,7 @@ class Metrics:
 
 
 def read_metrics(path: Path) -> list[dict]:
-    """The JSON objects in a file that is written line by line. A kill may cut the last line, so the first bad one ends it."""
+    """The JSON objects in a file that is written line by line. A kill may cut the last: the first bad line ends it."""
     rows = []
     for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
         try:

@@ -21,7 +21,7 @@ except ImportError:  # Windows
 
 
 def choose_device(name: str) -> torch.device:
-    """The device of that name. auto: the first of cuda, mps and cpu that exists. Raises ValueError if it does not exist."""
+    """The device of that name. auto: the first of cuda, mps and cpu that exists. Raises ValueError without it."""
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
         name = next(device for device, exists in available.items() if exists)
@@ -55,8 +55,8 @@ def cores() -> int:
 def set_threads(threads: int, model: torch.nn.Module) -> int:
     """Set the number of torch's CPU threads and return it. 0 means: choose it for this model.
 
-    Large matrix products always gain from another core, so a large model gets all of them, and so does a model on a GPU,
-    where the number hardly matters. Only for a small model on a CPU is it worth measuring.
+    Large matrix products always gain from another core, so a large model gets all of them, and so does a model on a
+    GPU, where the number hardly matters. Only for a small model on a CPU is it worth measuring.
     """
     if not threads and (model.head_weight.device.type != "cpu" or model.parameter_count() > 20e6 or cores() == 1):
         threads = cores()
@@ -71,8 +71,8 @@ def share_cores(
 ) -> tuple[int, int]:
     """(threads of a process that runs alone, number of processes in parallel) for many runs on one machine.
 
-    threads, workers: what the user asked for; 0 means: choose. small_model: an example of the models that will be trained,
-    which is measured here; None for large models, of which one at a time gets all cores.
+    threads, workers: what the user asked for; 0 means: choose. small_model: an example of the models that will be
+    trained, which is measured here; None for large models, of which one at a time gets all cores.
     """
     if small_model is None:
         threads, workers = threads or cores(), workers or 1
@@ -91,8 +91,8 @@ def share_cores(
 def time_threads(model: torch.nn.Module) -> dict[int, float]:
     """Seconds that a small training step takes with 1, 2, 4, ... CPU threads, and with as many as there are cores.
 
-    A small model spends most of its time between operations. If other programs use the cores, waiting for a second thread
-    there can make it 100 times slower; on an idle machine the second thread pays. So the number is measured, not guessed.
+    A small model spends most of its time between operations. If other programs use the cores, waiting for a second
+    thread there can make it 100 times slower; on an idle machine the second thread pays. So the number is measured.
     """
     length = min(40, model.config.max_length)
     # so many sequences that a step takes some tens of milliseconds
@@ -108,7 +108,7 @@ def fewest_good_threads(seconds: dict[int, float]) -> int:
 
 
 def step_seconds(model: torch.nn.Module, tokens: torch.Tensor, threads: int) -> float:
-    """Seconds of a forward and backward pass with this number of threads: the shortest of three, after a warm-up pass."""
+    """Seconds of a forward and backward pass with this number of threads: the shortest of three, after a warm-up."""
     torch.set_num_threads(threads)
     times = []
     for _ in range(4):

@@ -1,14 +1,14 @@
-"""One run on several processes, each with a GPU or some cores: torchrun --nproc_per_node=N train_sft.py ... (or train_rl.py).
+"""One run on several processes, each with a GPU or some cores: torchrun --nproc_per_node=N train_sft.py ...
 
-Every process holds the whole model and works on its share of the rows. Before an optimizer step the gradients are summed
-over the processes. Losses are sums, divided by counts of the *whole* batch. So the summed gradient is the one that a
-single process would have computed, up to rounding, and no process needs to know how the work was divided. Only the
-process of rank 0 writes files and prints.
+Every process holds the whole model and works on its share of the rows. Before an optimizer step the gradients are
+summed over the processes. Losses are sums, divided by counts of the *whole* batch. So the summed gradient is the one
+that a single process would have computed, up to rounding, and no process needs to know how the work was divided. Only
+the process of rank 0 writes files and prints.
 
 This is plain torch.distributed (NCCL on GPUs, gloo on CPUs). PyTorch's DistributedDataParallel would take the same sum
-while the backward pass still runs. It is not used because it wraps `forward`, and here the head is outside of `forward`,
-fused with the loss. Left out: sharded weights (FSDP). A model whose weights and optimizer do not fit on one GPU (18 bytes
-per parameter) needs one of the frameworks that the README names.
+while the backward pass still runs. It is not used because it wraps `forward`, and here the head is outside of
+`forward`, fused with the loss. Left out: sharded weights (FSDP). A model whose weights and optimizer do not fit on one
+GPU (18 bytes per parameter) needs one of the frameworks that docs/real-models.md names.
 """
 
 import atexit
@@ -48,7 +48,7 @@ def wait() -> None:
 
 
 def share(items: Sequence) -> Sequence:
-    """This process's share of a list that all processes hold, or of a tensor's first dimension: every world()-th item."""
+    """This process's share of a list that all processes hold, or a tensor's first dimension: every world()-th item."""
     return items[rank() :: world()]
 
 

@@ -1,8 +1,8 @@
 """Stages of a pipeline: their results are cached in the run folder, and their jobs run in parallel worker processes.
 
 The result of a stage is saved in NAME.json, with a key made of the settings that the stage reads and of the keys of all
-stages before it. What the stage writes besides is in the folder NAME/. If a setting changes, the stage that reads it and
-the stages after it run again, and no other. Nothing in this file is about the paper.
+stages before it. What the stage writes besides is in the folder NAME/. If a setting changes, the stage that reads it
+and the stages after it run again, and no other. Nothing in this file is about the paper.
 """
 
 import json
@@ -29,7 +29,7 @@ from nanopcf.run.folder import read_metrics
 
 
 class Stages:
-    """The stages of one run folder, in their order. elapsed: seconds that each took, earlier interrupted calls included."""
+    """The stages of one run folder, in their order. elapsed: seconds of each, earlier interrupted calls included."""
 
     def __init__(self, config: object, out: Path) -> None:
         self.config = config
@@ -40,9 +40,9 @@ class Stages:
     def run(self, name: str, settings: str, work: Callable, *arguments: object) -> Any:
         """The value of work(config, folder, *arguments), or the saved value of an earlier call with an equal key.
 
-        settings: the names of the config's fields that the stage reads, separated by spaces. The value is saved as JSON.
-        If an earlier call was interrupted, work finds its folder as that call left it, and the training runs inside
-        continue from their checkpoints.
+        settings: the names of the config's fields that the stage reads, separated by spaces. The value is saved as
+        JSON. If an earlier call was interrupted, work finds its folder as that call left it, and the training runs
+        inside continue from their checkpoints.
         """
         values = {field: getattr(self.config, field) for field in settings.split()}
         self.key += json.dumps({name: values}, sort_keys=True)  # it grows: a stage depends on all stages before it
@@ -80,8 +80,8 @@ def worker_pool(workers: int) -> ProcessPoolExecutor:
 def start_worker() -> None:
     """Prepare a worker process: the parent alone decides when it ends.
 
-    The terminal sends Ctrl-C to parent and workers alike. The worker ignores it, since the parent sends SIGTERM to those
-    workers that shall save and end. If the parent is killed and can send nothing, the worker ends by itself.
+    The terminal sends Ctrl-C to parent and workers alike. The worker ignores it, since the parent sends SIGTERM to
+    those workers that shall save and end. If the parent is killed and can send nothing, the worker ends by itself.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=end_with_parent, daemon=True).start()
@@ -143,7 +143,8 @@ def run_parallel(
     """{name: function(*arguments)} for jobs {name: (function, *arguments)}, under one progress bar.
 
     As many jobs run at a time as the pool has workers; their messages go to log.txt in the folder. progress() -> (share
-    that is done, from 0 to 1; text for the bar) is called again and again. Without it the bar shows how many jobs ended.
+    that is done, from 0 to 1; text for the bar) is called again and again. Without it the bar shows how many jobs
+    ended.
     """
     results: dict[Hashable, Any] = {}
     shape = "{desc:<12} {percentage:3.0f}% |{bar:24}| {elapsed}<{remaining}{postfix}"
@@ -182,8 +183,8 @@ def train_parallel(
 ) -> dict[Hashable, Any]:
     """{name: train(config)} for training runs {name: config}, under one progress bar.
 
-    The bar follows each run's metrics.jsonl: the run is through when the column `of` reaches `total`. Beside the bar stands
-    the newest value of the column `shown`, val_loss or score, of a run that still goes on.
+    The bar follows each run's metrics.jsonl: the run is through when the column `of` reaches `total`. Beside the bar
+    stands the newest value of the column `shown`, val_loss or score, of a run that still goes on.
     """
     text = {"val_loss": "val loss {:.3f}", "score": "score {:.1%}"}[shown]
 

@@ -1,7 +1,10 @@
-"""Small commands for a person who prepares data or looks into a run. Training needs none of them.
+"""What stands beside training: four small commands, and what the trainers call for a flag or a log.
 
-clean    drop repeated examples, and those that an evaluation contains
-show     print training examples, with the trained tokens in colour
-replay   find where a training step produced a number that is not finite (it also keeps that step, for the trainers)
-smollm2  a small real model from the package index
+clean    command: drop repeated examples, and those that an evaluation contains
+show     command: print training examples, with the trained tokens in colour
+smollm2  command: a small real model from the package index
+replay   command: find where a training step produced a number that is not finite; the trainers keep such a step with it
+recipes  train_rl.py's --list and --set
+dry_run  --dry-run of both trainers
+metrics  the columns of metrics.jsonl that describe a step of RL
 """

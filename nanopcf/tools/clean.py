@@ -4,8 +4,10 @@
 
 Three rules, in this order; each drops whole examples and prints how many:
 1. the same prompt again, up to case, punctuation and spaces;
-2. a prompt that is nearly the same as an earlier one: their word 5-grams have a Jaccard similarity of at least `--near`;
-3. a prompt that an evaluation file contains: a share of at least `--overlap` of its word 8-grams is in one evaluation prompt.
+2. a prompt that is nearly the same as an earlier one: their word 5-grams have a Jaccard similarity of at least
+`--near`;
+3. a prompt that an evaluation file contains: a share of at least `--overlap` of its word 8-grams is in one evaluation
+prompt.
    The paper drops a prompt when the cosine of its embedding with that of an evaluation prompt is above 0.8. With
    embeddings of your own (`--embeddings TRAIN.npy`, `--against-embeddings A.npy B.npy`, one row per example) that is
    done as well.
@@ -110,7 +112,7 @@ def contaminated(texts: list[str], evaluation: list[str], threshold: float) -> l
 
 
 def similar(embeddings: np.ndarray, evaluation: np.ndarray, cosine: float) -> list[int]:
-    """Rows of embeddings [n, d] whose cosine with a row of evaluation [m, d] is above `cosine`: the paper's rule, 0.8."""
+    """Rows of embeddings [n, d] whose cosine with a row of evaluation [m, d] is above `cosine` (the paper: 0.8)."""
     a, b = (x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12) for x in (embeddings, evaluation))
     # 1024 rows at a time: all n x m products at once may not fit in memory
     best = [(a[i : i + 1024] @ b.T).max(axis=1) for i in range(0, len(a), 1024)]

@@ -1,4 +1,4 @@
-"""--dry-run of the training scripts: the heaviest work of a run, tried before the run, so that it cannot fail hours later.
+"""--dry-run of the training scripts: the heaviest work of a run, tried first, so that it cannot fail hours later.
 
 The functions of the scripts are given as arguments: what is tried is what the run will do.
 """
@@ -53,8 +53,8 @@ def try_rl(
         sampler.generate(prompts, max_new_tokens=c.max_new_tokens, temperature=c.temperature)
 
     def train() -> None:
-        batch = judge(groups, model, model, c, check=lambda *_: None)
-        update(model, optimizer, batch, 0.0, c, check=lambda *_: None)
+        batch = judge(groups, model, model, c, require_finite=lambda *_: None)
+        update(model, optimizer, batch, 0.0, c, require_finite=lambda *_: None)
 
     device = model.head_weight.device
     machine.try_out(f"generating {sampler.slots} answers of {c.max_new_tokens} tokens", generate, device)

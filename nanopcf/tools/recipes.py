@@ -8,7 +8,7 @@ from nanopcf.run import config
 
 
 def recipe_table() -> str:
-    """RECIPES as text, one row per algorithm and one column per choice; a dot is the default, named in the first row."""
+    """RECIPES as text, one row per algorithm and one column per choice; a dot is the default, see the first row."""
 
     def cell(recipe: Recipe, field) -> str:
         value = getattr(recipe, field.name)

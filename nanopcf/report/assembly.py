@@ -1,4 +1,4 @@
-"""From the results of a pipeline's stages to its report, with what follows from them: ceilings, correlations, claims."""
+"""From the results of a pipeline's stages to its report, with what follows: ceilings, correlations, claims."""
 
 from dataclasses import asdict
 from typing import Any
@@ -9,7 +9,7 @@ from nanopcf import ceiling
 from nanopcf.data import Example
 from nanopcf.report import paradigms
 from nanopcf.report.agreement import agreement
-from nanopcf.report.claims import claims
+from nanopcf.report.claims import judge_claims
 from nanopcf.run import log
 
 
@@ -45,7 +45,7 @@ def assemble(
 
 
 def judge(report: dict) -> dict:
-    """The report with what follows from the curves in it; pure, so that a finished run's report.json can be judged anew.
+    """The report with what follows from the curves in it; pure, so that a finished run can be judged anew.
 
     That is the ceiling of each branch (Eqs. 2-4), the same beside the selector's ranking, the correlation of validation
     loss and ceiling (RQ3), and the verdicts on the paper's claims. The ceilings of `paradigms` stay: they are fitted to
@@ -60,7 +60,7 @@ def judge(report: dict) -> dict:
     correlation = agreement([r["min_val_loss"] for r in ranking], [r["a_post"] for r in ranking])
     chosen = report["selector"]["chosen"]
     judged = report | {"branches": branches, "selector": {"chosen": chosen, "ranking": ranking, **correlation}}
-    return judged | {"claims": claims(judged)}
+    return judged | {"claims": judge_claims(judged)}
 
 
 def fit_ceiling(branch: dict) -> dict:
@@ -89,7 +89,7 @@ def fit_ceiling(branch: dict) -> dict:
 
 
 def sample_pairs(examples: list[Example], before: list[tuple[str, bool]], after: list[tuple[str, bool]]) -> list[dict]:
-    """The same problems before and after RL: two that became right, two always right, two never right, two that were lost.
+    """The same problems before and after RL: two each that became right, stayed right, stayed wrong or were lost.
 
     before, after: (answer, is it right) to each of the examples.
     """
