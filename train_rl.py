@@ -283,7 +283,7 @@ def main(c: RLConfig) -> list[dict]:
             replay.stop(out, f"step {state['step'] + 1}: the {what} is {value}", model, tokenizer, rows, **used)
 
     def save() -> None:
-        scores = {r["step"]: r["score"] for r in metrics.rows("score")}
+        scores = {r["step"]: r["score"] for r in metrics.rows("score")}  # --keep spares the best checkpoint
         checkpoint.save_step(out, state["step"], model, tokenizer, optimizer, state, keep=c.keep, goodness=scores)
 
     # ---- 2. the run folder, and where the run stands ----
@@ -328,19 +328,19 @@ def main(c: RLConfig) -> list[dict]:
                 lr = learning_rate(state["updates"], progress, peak=c.lr, warmup=c.warmup, schedule=c.schedule)
                 updates.append(update(model, optimizer, part, lr, c, require_finite))
                 state["updates"] += 1  # the warm-up counts updates, the schedule follows the run
-            state["step"] = step + 1
+            state["step"] = step + 1  # from here on a checkpoint holds this step
 
             # ---- 6. log, evaluate, save ----
             clock = (started, generated, judged, time.perf_counter())
             row = dict(step=step + 1, x=state["x"], lr=lr) | step_metrics(drawn, batch, updates, clock)
             row["rounds"] = len(drawn) / (c.round_prompts if recipe.dynamic_sampling else c.prompts)
-            state["ended"] = 0 < c.max_flops <= state["x"]
+            state["ended"] = 0 < c.max_flops <= state["x"]  # the budget of compute is spent
             last = state["ended"] or step + 1 == c.steps
             due = (step + 1) % c.eval_every == 0
             if c.eval_flops:  # has this step crossed a multiple of it?
                 due = state["x"] // c.eval_flops > x_before // c.eval_flops
             if due or last:
-                row["score"] = score(c.eval_temperature)
+                row["score"] = score(c.eval_temperature)  # a point of the curve that the ceiling is fitted to
                 row["kl_to_start"] = kl_to_start(batch, model, reference, c)
             metrics.log(**row)
             if last:  # the end below saves, whatever signal has come
