@@ -77,8 +77,8 @@ def evaluate_file(
     examples = read_examples(file, need=("prompt", "answer"))[: c.limit or None]
     longest_prompt = model.config.max_length - 1  # at least one token of an answer must fit
     form = Format(c.chat, c.template)
-    examples, _ = encode_prompts(examples, tokenizer, longest_prompt, file, format=form, drop=c.drop_long)
-    c = replace(c, slots=choose_slots(c, model, tokenizer, examples))
+    examples, prompts = encode_prompts(examples, tokenizer, longest_prompt, file, format=form, drop=c.drop_long)
+    c = replace(c, slots=choose_slots(c, model, prompts))
     chunk = max(1, 2 * c.slots // c.samples)  # problems between two writes: enough to keep all slots busy
     name = Path(file).stem
     path = Path(c.out) / f"{name}.jsonl" if c.out else None

@@ -76,13 +76,10 @@ def open_model(c: Any) -> tuple[Transformer, TextTokenizer, int]:
     return model, tokenizer, machine.set_threads(c.threads, model)
 
 
-def choose_slots(c: Any, model: Transformer, tokenizer: TextTokenizer, examples: list[Example]) -> int:
+def choose_slots(c: Any, model: Transformer, prompts: list[list[int]]) -> int:
     """How many sequences to generate at a time: --slots, or as many as memory holds of the longest that can occur."""
-    if c.slots:
-        return c.slots
-    form = Format(c.chat, c.template)
-    longest_prompt = max(len(form.prompt(e, tokenizer)) for e in examples)
-    return slots_that_fit(model, min(model.config.max_length, longest_prompt + c.max_new_tokens))
+    longest = min(model.config.max_length, max(map(len, prompts)) + c.max_new_tokens)
+    return c.slots or slots_that_fit(model, longest)
 
 
 def answer_problems(
@@ -98,16 +95,18 @@ def answer_problems(
 
     places: the problems' positions in their file, which with --seed decide what is sampled; default 0, 1, 2, ...
     """
+    form = Format(c.chat, c.template)
+    slots = c.slots or choose_slots(c, model, [form.prompt(e, tokenizer) for e in examples])
     return complete(
         model,
         tokenizer,
         examples,
-        format=Format(c.chat, c.template),
+        format=form,
         samples=c.samples,
         temperature=c.temperature,
         top_p=c.top_p,
         max_new_tokens=c.max_new_tokens,
-        slots=choose_slots(c, model, tokenizer, examples),
+        slots=slots,
         seed=c.seed,
         places=places,
         judge=judge,

@@ -11,8 +11,6 @@ from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
-from nanopcf.interop.chat_template import render_chat
-
 NANO_ALPHABET = "0123456789+-*= "
 END = "<end>"
 
@@ -79,6 +77,8 @@ class TextTokenizer:
         """
         if self.chat_template is None:
             raise ValueError("this model has no chat template: it is a base model; give it plain text")
+        from nanopcf.interop.chat_template import render_chat  # jinja2 is slow to import, and few runs need it
+
         return render_chat(self.chat_template, messages, bos_token=self.bos_token, eos_token=self.end_token)
 
     def save(self, path: Path) -> None:

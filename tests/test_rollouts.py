@@ -17,21 +17,15 @@ EXPERT = TOKENIZER.encode_answer("7+8=15")
 PROBLEMS = [Problem(TOKENIZER.encode("7+8="), "15", EXPERT), Problem(TOKENIZER.encode("1+1="), "2", EXPERT)]
 
 
-def groups_of(model, algo: str, **changed):
-    recipe = replace(RECIPES[algo], **{k: v for k, v in changed.items() if k == "gate"})
-    options = dict(
-        places=range(2),
-        group=4,
-        decode=TOKENIZER.decode,
-        max_new_tokens=12,
-        temperature=0.7,
-        stop_ids=TOKENIZER.stop_ids,
-        seed=(3, 0),
-        progress=0.0,
-    )
-    options |= {k: v for k, v in changed.items() if k != "gate"}
+OPTIONS = dict(
+    group=4, decode=TOKENIZER.decode, max_new_tokens=12, temperature=0.7, stop_ids=TOKENIZER.stop_ids, seed=(3, 0)
+)
+
+
+def groups_of(model, algo: str, progress: float = 0.0, **choices):
+    recipe = replace(RECIPES[algo], **choices)
     sampler = Sampler(model, slots=5, max_length=64)
-    return recipe, roll_out(sampler, recipe, PROBLEMS, **options)
+    return recipe, roll_out(sampler, recipe, PROBLEMS, places=range(2), progress=progress, **OPTIONS)
 
 
 @pytest.mark.parametrize(
@@ -101,19 +95,7 @@ def test_a_part_of_a_round_draws_what_the_whole_would(model):
     """Two processes with a prompt each: the same groups as one process with both."""
     _, whole = groups_of(model, "prefix_rft", progress=0.6)
     sampler = Sampler(model, slots=8, max_length=64)
-    (second,) = roll_out(
-        sampler,
-        RECIPES["prefix_rft"],
-        PROBLEMS[1:],
-        places=[1],
-        group=4,
-        decode=TOKENIZER.decode,
-        max_new_tokens=12,
-        temperature=0.7,
-        stop_ids=TOKENIZER.stop_ids,
-        seed=(3, 0),
-        progress=0.6,
-    )
+    (second,) = roll_out(sampler, RECIPES["prefix_rft"], PROBLEMS[1:], places=[1], progress=0.6, **OPTIONS)
     assert [r.tokens for r in second.rollouts] == [r.tokens for r in whole[1].rollouts]
 
 
