@@ -177,9 +177,9 @@ def run_experiment(c: PipelineConfig, out: Path, device: torch.device, threads: 
         paradigm_runs = stages.run("paradigms", settings, paradigms.train_all, selection, rl_from, train_rl.main, pool)
 
     samples = compare_answers(c, data, branches)
-    result = report.assemble(
-        c, device, base, candidates, selection, branches, paradigm_runs, samples, elapsed_s=stages.elapsed
-    )
+    parts = base, candidates, selection, branches, paradigm_runs, samples
+    problems = len(read_examples(data["test"]))
+    result = report.assemble(c, device, *parts, problems=problems, elapsed_s=stages.elapsed)
     report.publish(result, out)
     log.announce(f"report: {out / 'report.html'}   ({(time.perf_counter() - started) / 60:.1f} minutes)")
     return result
@@ -395,6 +395,8 @@ def train_branches(
             "p_sft": curve[0]["score"],
             "curve": [{"x": point["x"], "score": point["score"]} for point in curve],
             "best": max(point["score"] for point in curve),
+            "out_of_signal": curve[-1]["step"] < c.rl_steps,  # RL ended early: no prompt had a signal any more
+            "train_pass_rate": next((p["pass_rate"] for p in reversed(curve) if p.get("pass_rate") is not None), None),
             "greedy_before": curve[0]["greedy"],
             "greedy_after": curve[-1]["greedy"],
             "before": runs[name].model,

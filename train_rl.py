@@ -111,7 +111,7 @@ from nanopcf.sampler import Sampler
 from nanopcf.scoring import complete
 from nanopcf.tokenizer import TextTokenizer
 from nanopcf.tools import dry_run, recipes, replay
-from nanopcf.tools.metrics import progress_text, step_metrics
+from nanopcf.tools.metrics import mean, print_curve, progress_text, step_metrics
 
 
 def collect(
@@ -236,11 +236,11 @@ def evaluate(
     return parallel.summed(float(correct.sum())) / (len(examples) * c.eval_samples)
 
 
-def kl_to_start(batch: Batch, model: Transformer, reference: Transformer, c: RLConfig) -> float:
-    """The k3 estimate of KL(policy || start of RL) on a batch's tokens."""
+def kl_to_start(batch: Batch, model: Transformer, reference: Transformer, c: RLConfig) -> float | None:
+    """The k3 estimate of KL(policy || start of RL), on the tokens that the policy drew; None if there are none."""
     rows = pack(batch.sequences, c.pack_length)
     logprobs, ref_logprobs = (token_logprobs(m, rows, c.micro_rows, c.temperature)[0] for m in (model, reference))
-    return objectives.kl_penalty(logprobs, ref_logprobs, "k3").mean().item()
+    return mean(objectives.kl_penalty(logprobs, ref_logprobs, "k3")[~batch.is_expert])
 
 
 def main(c: RLConfig) -> list[dict]:
@@ -356,7 +356,7 @@ def main(c: RLConfig) -> list[dict]:
         parallel.wait()  # so that all processes find the same files
         if not (out / "curve.json").exists():
             save()
-            names = ("step", "x", "score", "greedy")
+            names = ("step", "x", "score", "greedy", "pass_rate")
             curve = [{k: r[k] for k in names if k in r} for r in metrics.rows("score")]
             if curve[-1]["x"] < state["x"]:  # the run ended between two evaluations
                 curve.append({"step": state["step"], "x": state["x"], "score": score(c.eval_temperature)})
@@ -365,15 +365,6 @@ def main(c: RLConfig) -> list[dict]:
                 files.write_json(out / "curve.json", {"curve": curve})
             parallel.wait()  # the others read what rank 0 has written
     return files.read_json(out / "curve.json")["curve"]
-
-
-def print_curve(curve: list[dict]) -> None:
-    if not curve:  # a dry run
-        return
-    print(f"{'step':>6} {'FLOPs':>10} {'score':>7}")
-    for point in curve:
-        print(f"{point['step']:>6} {point['x']:>10.3g} {point['score']:>7.1%}")
-    print(f"greedy: {curve[0]['greedy']:.1%} -> {curve[-1]['greedy']:.1%}")
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ from nanopcf.ceiling.posterior import DRAWS  # noqa: E402
 from nanopcf.ceiling.published import bootstrap, fit_paper  # noqa: E402
 from nanopcf.ceiling.robust import collapse_point  # noqa: E402
 from nanopcf.report.agreement import agreement  # noqa: E402
+from nanopcf.report.ceilings import probability_above, verdict  # noqa: E402
 
 TABLE_5 = {"S1K": 0.51, "Easy102K": 0.44, "Uniform102K": 0.42, "Hard102K": 0.40, "SFT889K": 0.37}  # min validation loss
 # Table 5 and Fig. 3, all seven data sets: minimum validation loss, highest ceiling.
@@ -82,7 +83,7 @@ def table_4(
     for key, paper_fit in paper_fits.items():
         fit = fits[key]
         low, high = fit.interval
-        default = f">= {low:.1f}" if fit.status == "still rising" else f"{fit.a_post:.1f}"
+        default = f"{fit.a_post:.1f}" if fit.identified else f">= {low:.1f}"
         rows.append(
             [
                 label(key),
@@ -113,10 +114,8 @@ def remark(published: float, paper_fit: CeilingFit, fit: CeilingFit, branch: Bra
         remarks.append(
             f"procedure: {names} at its bound, not identified" if names else "procedure: fits these points so"
         )
-    if fit.status != "still rising" and abs(fit.a_post - published) > 1:
-        if fit.status == "collapsed":
-            remarks.append("default: the best before the collapse")
-        elif fit.interval[0] <= published <= fit.interval[1]:
+    if fit.identified and abs(fit.a_post - published) > 1:
+        if fit.interval[0] <= published <= fit.interval[1]:
             remarks.append("default: its interval holds the published value")
         else:
             remarks.append("default: published value outside of the interval")
@@ -187,11 +186,11 @@ def claims(fits: dict[Key, CeilingFit]) -> str:
 
 def differ(a: np.ndarray, b: np.ndarray) -> bool:
     """Is one ceiling above the other with more than 95 % probability?"""
-    return not 0.05 < (a > b).mean() < 0.95
+    return verdict(probability_above(a, b)) != "not resolved"
 
 
 def against_pure_rl(draws: dict[Key, np.ndarray]) -> str:
-    above = [(draws[key] > draws[BASE]).mean() > 0.95 for key in draws if key != BASE]
+    above = [verdict(probability_above(draws[key], draws[BASE])) == "shown" for key in draws if key != BASE]
     return (
         f"- **SFT before RL beats pure RL.** {sum(above)} of {len(above)} ceilings of SFT-then-RL lie above pure RL's "
         "with more than 95 % probability."
@@ -242,12 +241,28 @@ def which_data(best: dict[str, np.ndarray]) -> list[str]:
 
 # ---- simulated curves ----
 
-# C_mid as a share of the run.
+# Small gains, as the paper has: C_mid as a share of the run.
 KINDS = {
     "saturates early (C_mid < 0.1 of the run)": (0.02, 0.1),
     "in between (0.1 to 0.5)": (0.1, 0.5),
     "late (0.5 to 1.5)": (0.5, 1.5),
 }
+
+# Curves of a nano task, or of any run with large gains: points, noise, gain, C_mid as a share of the run.
+LARGE = {
+    "60 scores, noise 0.4, gain 20 to 50, C_mid 0.05 to 0.5": (60, 0.4, (20, 50), (0.05, 0.5)),
+    "30 scores, noise 0.8, gain 20 to 50, C_mid 0.05 to 0.5": (30, 0.8, (20, 50), (0.05, 0.5)),
+    "14 scores, noise 1.5, gain 20 to 50, C_mid 0.05 to 1": (14, 1.5, (20, 50), (0.05, 1)),
+    "14 scores, noise 1.5, gain 20 to 50, C_mid 0.5 to 3": (14, 1.5, (20, 50), (0.5, 3)),
+    "60 scores, noise 0.4, gain 2 to 12, C_mid 0.05 to 1.5": (60, 0.4, (2, 12), (0.05, 1.5)),
+    "14 scores, noise 1.5, gain 2 to 12, C_mid 0.05 to 1.5": (14, 1.5, (2, 12), (0.05, 1.5)),
+}
+PER_KIND = 400
+
+# What it takes to identify a ceiling: scores of a run, their noise, and how many C_mid the run is long.
+POINTS, NOISES, LENGTHS = (15, 30, 60), (0.4, 0.75, 1.5), (3, 6, 12, 24)
+GAINS = (8.0, 35.0)
+PER_CELL = 60
 
 
 def simulate(rng: np.random.Generator) -> dict:
@@ -325,6 +340,59 @@ def coverage(group: list[dict]) -> list[str]:
     return [*(f"{v:.0%}" for v in shares), f"{width:.1f}", f"{error:.2f}", *(f"{v:.0%}" for v in verdicts)]
 
 
+def white_curve(
+    rng: np.random.Generator, points: int, noise: float, gain: float, late: float
+) -> tuple[CeilingFit, float]:
+    """The fit to a curve with white noise and B around 1.2, from a start that leaves room; and the true ceiling."""
+    x = np.linspace(1 / points, 1, points)
+    p, b = rng.uniform(10, 97 - gain), np.clip(1.2 * np.exp(0.35 * rng.normal()), 0.6, 3)
+    y = p + gain / (1 + (late / x) ** b) + noise * rng.normal(size=points)
+    fit = ceiling.fit(x, np.clip(y, 0, 100), float(np.clip(p + noise * rng.normal(), 0, 100)), max_score=100.0)
+    return fit, p + gain
+
+
+def simulated_large(kind: str, seed: int) -> dict:
+    points, noise, gains, lates = LARGE[kind]
+    rng = np.random.default_rng((seed, list(LARGE).index(kind)))
+    fit, truth = white_curve(rng, points, noise, rng.uniform(*gains), np.exp(rng.uniform(*np.log(lates))))
+    low, high = fit.interval
+    return dict(inside=low <= truth <= high, above=low > truth, width=high - low, status=fit.status)
+
+
+def large_simulation() -> str:
+    """Coverage by kind of curve, of all and of those called saturated; and how often a lower bound is wrong."""
+    rows = []
+    with ProcessPoolExecutor() as pool:
+        for kind in LARGE:
+            results = list(pool.map(simulated_large, [kind] * PER_KIND, range(PER_KIND), chunksize=20))
+            saturated = [r for r in results if r["status"] == "saturated"]
+            rising = [r for r in results if r["status"] == "still rising"]
+            share = f"{np.mean([r['inside'] for r in saturated]):.0%}" if len(saturated) >= 30 else "(few)"
+            wrong = f"{np.mean([r['above'] for r in rising]):.0%}"
+            inside, width = np.mean([r["inside"] for r in results]), np.median([r["width"] for r in results])
+            cells = [f"{inside:.0%}", f"{len(saturated) / PER_KIND:.0%}", share, wrong, f"{width:.1f}"]
+            rows.append([kind, *cells])
+    head = ["curves", "interval holds the true ceiling", "called saturated", "interval of these holds it"]
+    return markdown([*head, "lower bound of a rising one is above it", "median width"], rows)
+
+
+def identified_share(cell: tuple[float, int, float, int]) -> float:
+    gain, points, noise, length = cell
+    fits = [white_curve(np.random.default_rng(i), points, noise, gain, 1 / length)[0] for i in range(PER_CELL)]
+    return np.mean([fit.identified for fit in fits])
+
+
+def what_it_takes() -> str:
+    """The share of curves whose ceiling is identified, by gain, number of scores, noise and length of the run."""
+    cells = list(itertools.product(GAINS, POINTS, NOISES, LENGTHS))
+    with ProcessPoolExecutor() as pool:
+        shares = dict(zip(cells, pool.map(identified_share, cells), strict=True))
+    rows = []
+    for gain, points, noise in itertools.product(GAINS, POINTS, NOISES):
+        rows.append([f"{gain:g}", points, noise, *(f"{shares[gain, points, noise, n]:.0%}" for n in LENGTHS)])
+    return markdown(["gain", "scores", "noise", *(f"{n} C_mid" for n in LENGTHS)], rows)
+
+
 def bootstrap_seconds() -> float:
     """CPU time of 1,000 refits of a 60-point curve."""
     x = np.linspace(3, 200, 60)
@@ -374,6 +442,8 @@ def main() -> None:
     if args.curves:
         values |= paper_tables(args.curves, args.table)
     values["simulation"] = simulation(args.simulate)
+    values["large"], values["takes"] = large_simulation(), what_it_takes()
+    values |= {"per_kind": PER_KIND, "per_cell": PER_CELL}
     values["seconds"] = f"{bootstrap_seconds():.2f}"
     text = (ROOT / "benchmarks" / "ceiling.md.in").read_text(encoding="utf-8")
     for name, value in values.items():

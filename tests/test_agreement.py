@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from nanopcf.report.agreement import agreement
+from nanopcf.report.agreement import agreement, agreement_of_draws
 
 
 def test_published_correlations() -> None:
@@ -40,3 +40,17 @@ def test_agreement_ties_and_undefined() -> None:
         assert undefined.pop("n") == len(losses) and set(undefined.values()) == {None}
     with pytest.raises(ValueError, match="one ceiling per loss"):
         agreement([0.5], [])
+
+
+def test_agreement_of_ceilings_in_doubt() -> None:
+    """Every draw by itself, against the plain function; equal ceilings in doubt show nothing."""
+    rng = np.random.default_rng(0)
+    losses, ceilings = [0.5, 0.2, 0.3, 0.1], rng.normal([[70], [80], [78], [90]], 5, size=(4, 300))
+    together = agreement_of_draws(losses, ceilings)
+    alone = [agreement(losses, draw) for draw in ceilings.T]
+    assert together["spearman"] == pytest.approx(np.median([a["spearman"] for a in alone]))
+    assert together["pearson"] == pytest.approx(np.median([a["pearson"] for a in alone]))
+    assert together["p_value"] == pytest.approx(np.mean([a["p_value"] for a in alone]))
+    assert together["probability"] == pytest.approx(np.mean([a["spearman"] <= -0.5 for a in alone]))
+    assert agreement_of_draws(losses, rng.normal(size=(4, 300)))["probability"] < 0.5
+    assert agreement_of_draws([0.5, 0.5], ceilings[:2])["spearman"] is None

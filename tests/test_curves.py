@@ -26,7 +26,7 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert curves.main([str(file), "--json", str(out), "--plot", str(figure), "--holdout"]) == 0
     first, second = json.loads(out.read_text())  # the base model has no RL: no branch
     names = "dataset sft_step x_sft a_post pl_rl c_mid b epsilon p_sft a_post_low a_post_high rmse_fit"
-    assert set(first) == {*names.split(), *"rmse_heldout status stop_at outliers holdout".split()}
+    assert set(first) == {*names.split(), *"best identified rmse_heldout status stop_at outliers holdout".split()}
     assert first["a_post"] == pytest.approx(0.7, abs=5e-3) and first["status"] == "saturated"
     assert second["status"] == "still rising" and [h["fraction"] for h in second["holdout"]] == [0.3, 0.5, 0.7]
     assert figure.stat().st_size > 10_000

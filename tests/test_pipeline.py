@@ -81,11 +81,13 @@ def test_pipeline_end_to_end_and_its_cache(tmp_path, capfd):
 
     # all that is judged follows to the last bit from what report.json holds of the measurements
     saved = json.loads((tmp_path / "run" / "report.json").read_text())
-    measured = "dataset sft_step regime x_sft p_sft curve best greedy_before greedy_after".split()
+    measured = "dataset sft_step regime x_sft p_sft curve best out_of_signal train_pass_rate".split()
+    measured += ["greedy_before", "greedy_after"]
     branches = [{key: b[key] for key in measured} for b in saved["branches"]]
-    ranking = [{k: v for k, v in r.items() if k not in ("a_post", "status")} for r in saved["selector"]["ranking"]]
+    measured = "name min_val_loss recommended_step recommended_regime score pass_at_k".split()
+    ranking = [{key: r[key] for key in measured} for r in saved["selector"]["ranking"]]
     unjudged = saved | {"branches": branches, "selector": {"chosen": saved["selector"]["chosen"], "ranking": ranking}}
-    assert json.loads(json.dumps(report.judge(unjudged | {"claims": []}))) == saved
+    assert json.loads(json.dumps(report.judge(unjudged | {"claims": [], "paradigms": []}))) == saved
 
 
 def test_a_given_model_on_given_problems(tmp_path, model_dir):

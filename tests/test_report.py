@@ -1,47 +1,48 @@
 """Claims, page and tables of a report."""
 
+import copy
+import json
+import math
 import sys
+from collections import Counter
 
+import numpy as np
 import pytest
+from conftest import law
 
 from nanopcf import report
+from nanopcf.ceiling import curves
+from nanopcf.report import __main__ as rejudge
 from nanopcf.report import paradigms
+from nanopcf.report.ceilings import fit_ceiling, probability_above
+from nanopcf.report.figures import spread
 from nanopcf.report.text import si
 
 
-def branch(dataset, step, regime, status, best, low, high, p_sft=0.3):
-    fit = dict(
-        a_post=best,
-        pl_rl=best - p_sft,
-        c_mid=1e9,
-        b=1.0,
-        epsilon=0.0,
-        law=(p_sft, best, 1e9, 1.0),
-        rmse_fit=0.01,
-        rmse_heldout=None,
-    )
-    curve = [{"x": 0.0, "score": p_sft}, {"x": 1e9, "score": best}, {"x": 2e9, "score": best}]
+def branch(dataset: str, step: int, regime: str, p_sft: float, top: float, c_mid: float, **extra) -> dict:
+    """A branch whose scores follow Eq. 2 exactly: with c_mid far below 1 saturated, with c_mid of 1 still rising."""
+    x = np.linspace(0, 1, 21)
+    scores = law(x[1:], p_sft, top, c_mid, 1.5)
+    curve = [{"x": 1e9 * at, "score": float(score)} for at, score in zip(x, [p_sft, *scores], strict=True)]
     return dict(
         dataset=dataset,
         sft_step=step,
         regime=regime,
-        status=status,
-        best=best,
-        a_post_low=low,
-        a_post_high=high,
-        p_sft=p_sft,
         x_sft=step * 1e7,
+        p_sft=p_sft,
         curve=curve,
+        best=max(point["score"] for point in curve),
         greedy_before=0.3,
         greedy_after=0.5,
-        **fit,
+        **extra,
     )
 
 
 @pytest.fixture
 def made_up() -> dict:
-    """A report whose verdicts are known by construction."""
-    checkpoint = dict(x_sft=1e8, score=0.4, pass_at_k=0.6, k=8)
+    """What a run measures, with ceilings that are known by construction."""
+    checkpoint = dict(x_sft=1e8, score=0.3, pass_at_k=0.6, k=8)
+    losses = (("uniform-50", 50, 0.5), ("uniform-200", 200, 0.2), ("uniform-800", 800, 0.1))
     candidates = [
         dict(
             name=name,
@@ -53,76 +54,159 @@ def made_up() -> dict:
                 dict(checkpoint, step=20, x_sft=2e8, val_loss=2 * loss, regime="severe"),
             ],
         )
-        for name, size, loss in (("uniform-50", 50, 0.5), ("uniform-200", 200, 0.2), ("uniform-800", 800, 0.1))
+        for name, size, loss in losses
     ]
     branches = [
-        branch("base", 0, "base", "still rising", 0.2, 0.2, 1.0, p_sft=0.1),
-        branch("uniform-50", 10, "stable", "saturated", 0.5, 0.48, 0.52),
-        branch("uniform-200", 5, "adaptive", "still rising", 0.65, 0.6, 1.0),
-        branch("uniform-200", 10, "stable", "saturated", 0.7, 0.68, 0.72),
-        branch("uniform-200", 20, "severe", "saturated", 0.8, 0.78, 0.82),
-        branch("uniform-800", 10, "stable", "saturated", 0.9, 0.88, 0.92),
+        branch("base", 0, "base", 0.1, 0.3, 0.02),
+        branch("uniform-50", 10, "stable", 0.3, 0.5, 0.02),
+        branch("uniform-200", 5, "adaptive", 0.3, 0.7, 1.5),
+        branch("uniform-200", 10, "stable", 0.3, 0.7, 0.02),
+        branch("uniform-200", 20, "severe", 0.3, 0.8, 0.02, out_of_signal=True, train_pass_rate=0.97),
+        branch("uniform-800", 10, "stable", 0.3, 0.9, 0.02),
     ]
-    ranking = [
-        dict(
-            name=c["name"],
-            min_val_loss=c["min_val_loss"],
-            recommended_step=10,
-            recommended_regime="stable",
-            score=0.4,
-            pass_at_k=0.6,
-            a_post=a,
-            status="saturated",
-        )
-        for c, a in zip(candidates, (0.5, 0.7, 0.9), strict=True)
-    ]
+    start = dict(recommended_step=10, recommended_regime="stable", score=0.3, pass_at_k=0.6)
+    ranking = [dict(start, name=name, min_val_loss=loss) for name, _, loss in reversed(losses)]
     sample = dict(dataset="uniform-50", prompt="<script>alert(1)</script>", answer="2", before="1", after="2")
     return dict(
         seed=0,
         preset="demo",
         task="digits",
-        flags={"test": 500},
+        flags={"test": 50},
+        problems=2000,
         base=dict(p_0=0.1, parameters=1000, pretrain_loss=1.0),
         candidates=candidates,
         branches=branches,
-        selector=dict(chosen="uniform-800", ranking=ranking, spearman=-1.0, p_value=0.04, pearson=-0.9, n=3),
-        paradigms=[],
+        selector=dict(chosen="uniform-800", ranking=ranking),
+        paradigm_runs=[],
         samples=[dict(sample, before_correct=False, after_correct=True)],
         environment=dict(command="x", versions={"python": "3"}, device="cpu", commit="abc"),
         elapsed_s={"total": 60.0},
     )
 
 
-def test_claims_follow_the_intervals(made_up):
-    verdicts = {c["claim"]: c["verdict"] for c in report.judge_claims(made_up)}
-
-    def find(words: str) -> str:
-        return next(verdict for claim, verdict in verdicts.items() if words in claim)
-
-    assert find("pure RL") == "shown"
-    assert find("pure SFT") == "shown"
-    assert find("adaptive") == "not resolved"  # the adaptive branch still rises: it has no upper bound
-    assert find("severe") == "not shown"  # severe is above stable, intervals apart
-    assert find("validation loss") == "shown"
-    assert find("Scale") == "shown"
+def verdicts(judged: dict, words: str) -> str:
+    return next(claim["verdict"] for claim in judged["claims"] if words in claim["claim"])
 
 
-def test_report_escapes_text_and_names_lower_bounds(made_up, tmp_path):
-    report.write(made_up, tmp_path)
+def test_claims_follow_the_ceilings(made_up):
+    before = copy.deepcopy(made_up)
+    judged = report.judge(made_up)
+    assert made_up == before and report.judge(judged) == judged  # pure, and stable
+    assert verdicts(judged, "pure RL") == "shown"
+    assert verdicts(judged, "pure SFT") == "shown"
+    assert verdicts(judged, "adaptive") == "not resolved"  # that branch still rises and has no upper bound
+    assert verdicts(judged, "severe") == "not shown"  # severe is above stable
+    assert verdicts(judged, "validation loss") == "shown"
+    assert verdicts(judged, "Scale") == "shown"
+    # ... and the other way round
+    made_up["branches"][0] = branch("base", 0, "base", 0.1, 0.98, 0.02)
+    made_up["branches"][1] = branch("uniform-50", 10, "stable", 0.3, 0.95, 0.02)
+    made_up["candidates"][0]["checkpoints"][1]["score"] = 0.99
+    for row, loss in zip(made_up["selector"]["ranking"], (0.5, 0.2, 0.6), strict=True):
+        row["min_val_loss"] = loss
+    judged = report.judge(made_up)
+    # losses of 0.2, 0.5 and 0.6 now go with ceilings of 70, 90 and 95
+    assert {verdicts(judged, w) for w in ("pure RL", "pure SFT", "Scale", "validation loss")} == {"not shown"}
+
+
+def test_few_problems_resolve_nothing(made_up):
+    """The same curves on 20 problems: a difference of 20 points is within the luck of the draw."""
+    assert verdicts(report.judge(made_up | {"problems": 20}), "severe") == "not resolved"
+    of_flag = report.judge({key: value for key, value in made_up.items() if key != "problems"})
+    assert of_flag["problems"] == 50  # a report from before the count was kept
+
+
+def test_equal_ceilings_are_rarely_told_apart():
+    """The claims' error rate: of 60 pairs with one ceiling, other starts and other C_mid, about 5 % at most."""
+    rng, wrong, x = np.random.default_rng(3), 0, np.linspace(0.07, 1, 14)
+    for i in range(60):
+        draws = []
+        for start in (0.37, 0.9):
+            scores = rng.binomial(512, law(x, start, 0.97, np.exp(rng.uniform(np.log(0.15), np.log(2))), 1.2)) / 512
+            curve = [{"x": at, "score": score} for at, score in zip(x, scores, strict=True)]
+            draws.append(fit_ceiling(curve, start, 512, seed=len(draws) + 2 * i)[1])
+        wrong += not 0.05 < probability_above(*draws) < 0.95
+    assert wrong <= 7
+
+
+def test_one_lower_bound_everywhere(made_up, tmp_path, capsys):
+    """The terminal, the page and the command line print a ceiling in doubt as its interval's low end."""
+    judged = report.judge(made_up)
+    rising = judged["branches"][2]
+    assert rising["status"] == "still rising" and not rising["identified"]
+    bound = f"≥ {100 * rising['a_post_low']:.1f}"
+    gain = f"≥ {100 * (rising['a_post_low'] - 0.3):.1f}"
+    report.publish(judged, tmp_path)
+    page, printed = (tmp_path / "report.html").read_text(), capsys.readouterr().out
+    for text in (page, printed):
+        assert bound in text and gain in text and "out of signal (train 97.0)" in text
+        assert f"{100 * rising['a_post']:.1f}" not in text.replace(bound, "")
+    assert "<b>5 of 6</b>" in page  # ceilings identified: not the rising one
+    assert "90.0 [" in printed and max(len(line) for line in printed.splitlines()) <= 110
+
+    rows = ["dataset,sft_step,x_sft,stage,x,score", "a,5,1,sft,0,30"]
+    rows += [f"a,5,1,rl,{p['x']},{100 * p['score']}" for p in rising["curve"][1:]]
+    (tmp_path / "c.csv").write_text("\n".join(rows))
+    assert curves.main([str(tmp_path / "c.csv"), "--json", str(tmp_path / "c.json")]) == 0
+    assert bound.replace(" ", "").replace("≥", ">=") in capsys.readouterr().out
+    (record,) = json.loads((tmp_path / "c.json").read_text())
+    assert record["a_post_low"] == pytest.approx(100 * rising["a_post_low"]) and not record["identified"]
+    assert record["best"] == pytest.approx(100 * rising["best"])
+
+
+def test_labels_stay_apart_and_inside():
+    """Six equal points, and one at the edge: the names keep their order, a gap apart, inside."""
+    places = spread([50, 50, 50, 99, 50, 50, 50], 40, 100, 5)
+    assert places[3] == max(places) <= 95 and min(places) >= 45
+    assert np.diff(sorted(places)).min() >= 5 - 1e-9
+    assert spread([10, 30, 20], 0, 40, 5) == [10, 30, 20]
+
+
+def test_report_escapes_text(made_up, tmp_path):
+    report.write(report.judge(made_up), tmp_path)
     page = (tmp_path / "report.html").read_text()
     assert "<script>" not in page and "&lt;script&gt;" in page
-    table = report.terminal_table(made_up)
-    assert "≥ 65.0" in table and "90.0 [88.0, 92.0]" in table
-    assert max(len(line) for line in table.splitlines()) <= 110
     assert (tmp_path / "fig8_rl_curves.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_report_without_matplotlib(made_up, tmp_path, monkeypatch):
     """The extra is optional: the page must still come, and say how to get the figures."""
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    report.write(made_up, tmp_path)
+    report.write(report.judge(made_up), tmp_path)
     page = (tmp_path / "report.html").read_text()
     assert "data:image" not in page and ".[plot]" in page and "saturated" in page
+
+
+def test_a_finished_run_is_judged_anew(made_up, tmp_path, capsys):
+    """`python -m nanopcf.report RUN` needs the curves only: what was derived by other rules is replaced."""
+    old = report.judge(made_up) | {"claims": []}
+    old["branches"][1]["a_post"] = 0.123
+    (tmp_path / "report.json").write_text(json.dumps(old))
+    rejudge.main(rejudge.ReportConfig(run=str(tmp_path)))
+    new = json.loads((tmp_path / "report.json").read_text())
+    assert new == json.loads(json.dumps(report.judge(made_up)))
+    assert (tmp_path / "report.html").exists() and "uniform-800 @10 (stable)" in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"report\.json is missing"):
+        rejudge.main(rejudge.ReportConfig(run=str(tmp_path / "nowhere")))
+
+
+def test_reports_that_cannot_be_judged(made_up):
+    made_up["branches"][1]["curve"] = made_up["branches"][1]["curve"][:3]
+    judged = report.judge(made_up)
+    few = judged["branches"][1]
+    assert few["status"] == "too few points" and few["a_post"] is None and few["a_post_low"] < few["best"]
+    assert verdicts(judged, "Scale") == "not resolved"
+    without_base = report.judge(made_up | {"branches": made_up["branches"][1:]})
+    assert not any("pure RL" in claim["claim"] for claim in without_base["claims"])
+    with pytest.raises(ValueError, match="selector starts RL at step 10 of uniform-800, and no branch does"):
+        report.judge(made_up | {"branches": made_up["branches"][:-1]})
+    with pytest.raises(ValueError, match=r"no branches\[0\].curve: a report.json of another version"):
+        report.judge(made_up | {"branches": [{k: v for k, v in made_up["branches"][0].items() if k != "curve"}]})
+    with pytest.raises(ValueError, match=r"no candidates: a report\.json of another"):
+        report.judge({key: value for key, value in made_up.items() if key != "candidates"})
+    made_up["branches"][4]["curve"][5]["score"] = math.nan
+    with pytest.raises(ValueError, match=r"the curve of uniform-200 @20 \(severe\): .* finite numbers"):
+        report.judge(made_up)
 
 
 def test_flops_have_their_unit():
@@ -142,15 +226,40 @@ def test_summary_of_paradigms():
         dict(algo="dapo_dc", start="sft", seed=s, x_sft=5.0, curve=curve_of(v, 5.0))
         for s, v in enumerate(([0.4, 0.7, 0.9, 0.9, 0.9], [0.4, 0.7, 0.92, 0.92, 0.92, 0.92]))
     ]
-    luffy, sequential = paradigms.summarise(runs)
+    luffy, sequential = paradigms.summarise(runs, 2000)
     assert luffy["final"] == pytest.approx((0.5 + 0.7) / 2) and luffy["final_sd"] == pytest.approx(0.2 / 2**0.5)
     assert luffy["peak"] == pytest.approx(0.7) and luffy["wobble"] == pytest.approx(0.5 * 0.3 / 3**0.5)
     assert [p["score"] for p in luffy["curve"]] == pytest.approx([0.1, 0.2, 0.7, 0.55, 0.55])
     assert sequential["final"] == pytest.approx(0.91) and len(sequential["curve"]) == 5
-    (claim,) = paradigms.judge_claims([luffy, sequential])
-    assert claim["verdict"] == "shown" and "dapo_dc from SFT 91.0" in claim["evidence"]
-    (claim,) = paradigms.judge_claims([dict(luffy, final=0.95), sequential])
-    assert claim["verdict"] == "not resolved"
-    (claim,) = paradigms.judge_claims([dict(luffy, final=0.95, final_sd=0.001), dict(sequential, final_sd=0.001)])
-    assert claim["verdict"] == "not shown"
+
+    def verdict(**changes: float) -> dict:
+        rows = [luffy | changes, sequential | {"final_sd": changes.get("final_sd", sequential["final_sd"])}]
+        (claim,) = paradigms.judge_claims(rows, 2000)
+        return claim
+
+    # Two seeds that lie 20 points apart say little: Student's t with one degree of freedom has heavy tails.
+    assert verdict()["verdict"] == "not resolved" and "dapo_dc from SFT 91.0" in verdict()["evidence"]
+    assert verdict(final_sd=0.001)["verdict"] == "shown"
+    assert verdict(final=0.98, final_sd=0.001)["verdict"] == "not shown"
+    assert verdict(seeds=1)["probability"] is None
     assert max(map(len, paradigms.terminal_table([luffy, sequential]).splitlines())) <= 100
+
+
+def test_equal_paradigms_are_rarely_told_apart():
+    """One against the best of four, three seeds each, all equal: at most 5 % each of "shown" and "not shown"."""
+    rng, counts = np.random.default_rng(5), Counter()
+    for _ in range(100):
+        runs = [
+            dict(
+                algo=algo,
+                start=start,
+                seed=seed,
+                x_sft=0.0,
+                curve=curve_of([0.5] * 2 + [0.6 + 0.02 * rng.normal()] * 3),
+            )
+            for algo, start in (("dapo_dc", "sft"), *((algo, "base") for algo in paradigms.SYNCHRONISED))
+            for seed in range(3)
+        ]
+        (claim,) = paradigms.judge_claims([row for row in paradigms.summarise(runs, 10**6)], 10**6)
+        counts[claim["verdict"]] += 1
+    assert counts["shown"] <= 10 and counts["not shown"] <= 10

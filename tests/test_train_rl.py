@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,7 +18,9 @@ from safetensors.torch import load_file
 import train_rl
 import train_sft
 from nanopcf import flops
+from nanopcf.model import Transformer
 from nanopcf.objectives import POLICY_LOSSES, RECIPES, Recipe
+from nanopcf.packing import Sequence
 from nanopcf.run.folder import checkpoints, read_metrics
 
 
@@ -286,3 +289,24 @@ def test_the_example_of_extending_md_runs(unsolved, tmp_path):
         torch.testing.assert_close(losses, torch.tensor([3.0, 2.0, -1.2]))
     finally:
         del RECIPES["dual_clip"], POLICY_LOSSES["dual"]
+
+
+def test_kl_to_start_leaves_out_what_the_expert_wrote(tiny_config):
+    """An expert's tokens say nothing about where the policy goes by itself; without own tokens there is no estimate."""
+    torch.manual_seed(0)
+    policy, start = Transformer(tiny_config), Transformer(tiny_config)
+    sequences = [Sequence([1, 2, 3, 4, 5], 2), Sequence([6, 7, 8, 9], 2)]  # three and two trained tokens
+    is_expert = torch.tensor([True, True, False, False, True])
+    c = SimpleNamespace(pack_length=16, micro_rows=2, temperature=1.0)
+    batch = SimpleNamespace(sequences=sequences, is_expert=is_expert)
+
+    def logprobs(model: Transformer, s: Sequence) -> torch.Tensor:
+        logits = model(torch.tensor([s.tokens]))[0] @ model.head_weight.T  # (T, V)
+        of_next = torch.log_softmax(logits[:-1], dim=-1).gather(1, torch.tensor(s.tokens[1:])[:, None])[:, 0]
+        return of_next[s.prompt_length - 1 :]
+
+    own, ref = (torch.cat([logprobs(model, s) for s in sequences])[~is_expert] for model in (policy, start))
+    expected = ((ref - own).exp() - 1 - (ref - own)).mean().item()
+    assert train_rl.kl_to_start(batch, policy, start, c) == pytest.approx(expected, rel=1e-4)
+    batch.is_expert = torch.ones(5, dtype=torch.bool)
+    assert train_rl.kl_to_start(batch, policy, start, c) is None

@@ -12,20 +12,23 @@ asks how probable each ceiling is, with noise that has both parts:
 
     y = P_post(x) + drift(x) + error,    covariance = sigma^2 (1[i=j] + tau^2 exp(-|x_i - x_j| / ell))
 
-**The prior** says what is likely before the curve is seen, and is the same for all curves: a gain of some 10 points, B
-around 1.2, C_mid of any size between a third of the first compute and 3 times the last, drift from none to twice sigma.
+**The prior** says what is likely before the curve is seen, and is the same for all curves: small gains likelier than
+large ones and none ruled out, B around 1.2, C_mid of any size between a third of the first compute and 3 times the
+last, drift from none to twice sigma.
 
 **The four steps** of `fit`:
 
 1. Cut off a collapse: a final stretch far below the best score says nothing about the ceiling (`collapse_point`).
 2. Reject outliers: modified Z-scores, then Least Trimmed Squares, as in Appendix F (`robust_points`).
-3. Compute the probability of every law on a grid (`ceiling_posterior`): no starting guess, no random search.
+3. Compute the probability of every law on a grid that zooms in (`ceiling_posterior`): no starting guess, no search.
 4. Take the most probable A_post, an interval around it, and a verdict:
 
     saturated       with 95 % probability less than 4 points of 100 are left to gain: the curve identifies the ceiling
-    still rising    it does not: only the low end of the interval means something
+    still rising    much may be left to gain
     collapsed       the score fell far below its best and stayed there: a_post is the best smoothed score before that
     not sigmoidal   neither noise nor drift explains the residuals: a_post is the best smoothed score
+
+   The last three do not identify the ceiling: only the low end of the interval means something, as a lower bound.
 
 `result` says what a fit holds. The interval is the middle 85 % of the posterior, because that holds 90 % of the true
 ceilings of simulated curves: docs/ceiling.md shows it, and what `fit` says about the paper's own curves. `published`
@@ -36,6 +39,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from nanopcf.ceiling.checks import checked_max_score
+from nanopcf.ceiling.heldout import forecast_error
 from nanopcf.ceiling.law import law_at
 from nanopcf.ceiling.posterior import ceiling_posterior
 from nanopcf.ceiling.result import CeilingFit
@@ -43,7 +47,6 @@ from nanopcf.ceiling.robust import best_smoothed, collapse_point, misfit, robust
 
 __all__ = ["CeilingFit", "fit"]
 
-HOLDOUT = 0.29  # the last share of the points, for rmse_heldout; the paper's split
 LEFT = 0.04  # saturated: less than this is left to gain, as a fraction of max_score
 
 
@@ -89,15 +92,3 @@ def fit(x: ArrayLike, y: ArrayLike, p_sft: float, *, max_score: float | None = N
         law=law,
         draws=draws,
     )
-
-
-def forecast_error(x: np.ndarray, y: np.ndarray, p_sft: float, max_score: float, robust: bool) -> float | None:
-    """The root mean squared error of a forecast of the last 29 % of the points, from a fit to those before."""
-    n = len(x) - round(HOLDOUT * len(x))
-    if not 4 <= n < len(x):
-        return None
-    seen_x, seen_y, kept = x[:n], y[:n], np.ones(n, bool)
-    if robust:
-        kept = robust_points(seen_x, seen_y, p_sft, max_score, kept)
-    _, _, draws = ceiling_posterior(seen_x[kept], seen_y[kept], p_sft, max_score)
-    return float(np.sqrt(np.mean((y[n:] - np.median(draws.scores(x[n:]), 0)) ** 2)))

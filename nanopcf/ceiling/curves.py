@@ -63,16 +63,16 @@ def fit_branches(
 
 
 def table(fits: dict[Key, CeilingFit], max_score: float, stop_gain: float) -> str:
-    """One line per branch. Of a ceiling that is not identified only the lower bound is shown."""
+    """One line per branch. Of a ceiling that is not identified only the lower bound is shown, as in a report."""
     d = 3 if max_score <= 1 else 1  # digits
     width = max([7, *(len(dataset) for dataset, _ in fits)])
     lines = [f"{'dataset':<{width}}    step   P_sft   A_post  90% interval        PL_rl  stop at   rmse  verdict"]
     for (dataset, step), fit in fits.items():
         low, high = fit.interval
-        if fit.status == "still rising":
-            a_post, plasticity = f">={low:.{d}f}", f">={max(low - fit.p_sft, 0):.{d}f}"
-        else:
+        if fit.identified:
             a_post, plasticity = f"{fit.a_post:.{d}f}", f"{fit.pl_rl:.{d}f}"
+        else:
+            a_post, plasticity = f">={low:.{d}f}", f">={max(low - fit.p_sft, 0):.{d}f}"
         interval = f"[{low:.{d}f}, {high:.{d}f}]" if fit.draws else ""
         stop_at = fit.stop_at(stop_gain) if fit.draws else None
         stop_text = "-" if stop_at is None else f"{stop_at:.3g}"
@@ -82,29 +82,32 @@ def table(fits: dict[Key, CeilingFit], max_score: float, stop_gain: float) -> st
         )
     if any(fit.draws for fit in fits.values()):
         lines.append(
+            ">=: the curve does not identify its ceiling, and this is the low end of its interval\n"
             f"stop at: RL compute from which the expected further gain is below {stop_gain:g}; rmse: of the fit"
         )
     return "\n".join(lines)
 
 
 def record(key: Key, branch: Branch, fit: CeilingFit, stop_gain: float) -> dict:
-    """One branch for --json. What is not defined is null."""
+    """One branch for --json, with the names of a report's branches. What is not defined is null."""
     low, high = fit.interval if fit.draws else (None, None)
     return {
         "dataset": key[0],
         "sft_step": key[1],
         "x_sft": branch.x_sft,
+        "p_sft": fit.p_sft,
+        "best": max(branch.y),
+        "status": fit.status,
+        "identified": fit.identified,
         "a_post": fit.a_post,
+        "a_post_low": low,
+        "a_post_high": high,
         "pl_rl": fit.pl_rl,
         "c_mid": fit.c_mid,
         "b": fit.b,
         "epsilon": fit.epsilon,
-        "p_sft": fit.p_sft,
         "rmse_fit": fit.rmse_fit,
         "rmse_heldout": fit.rmse_heldout,
-        "status": fit.status,
-        "a_post_low": low,
-        "a_post_high": high,
         "stop_at": fit.stop_at(stop_gain) if fit.draws else None,
         "outliers": int((~fit.kept).sum()),
     }

@@ -26,7 +26,7 @@ def shape(x: np.ndarray, c_mid: np.ndarray, b: np.ndarray) -> np.ndarray:
     """g(x) of Eq. 2 for K pairs (c_mid, b) at n values of compute: (K, n)."""
     # x = 0 is allowed: (c_mid / 0)^b is infinite, and g is 0.
     with np.errstate(divide="ignore", over="ignore"):
-        return 1 / (1 + (c_mid[:, None] / x) ** b[:, None])
+        return 1 / (1 + np.exp(b[:, None] * (np.log(c_mid)[:, None] - np.log(x))))  # (c_mid / x)^b
 
 
 def law_at(x: np.ndarray, law: Law) -> np.ndarray:

@@ -3,8 +3,9 @@
 import numpy as np
 from numpy.typing import ArrayLike
 
-from nanopcf.ceiling import HOLDOUT, CeilingFit
+from nanopcf.ceiling import CeilingFit
 from nanopcf.ceiling.checks import checked_max_score
+from nanopcf.ceiling.heldout import HOLDOUT
 from nanopcf.ceiling.law import B_RANGE, grid, law_at, least_squares, shape
 from nanopcf.ceiling.robust import reject, trim
 

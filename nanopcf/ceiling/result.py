@@ -61,6 +61,11 @@ class CeilingFit:
     draws: Draws | None = field(repr=False)  # R equally probable laws; None from `fit_paper`
 
     @property
+    def identified(self) -> bool:
+        """Whether the curve tells its ceiling. Otherwise only interval[0] means something: the ceiling is above it."""
+        return self.status in ("saturated", "paper")  # the paper's procedure never doubts
+
+    @property
     def pl_interval(self) -> tuple[float, float]:
         """90 %, of the plasticity above the measured P_sft."""
         return self.interval[0] - self.p_sft, self.interval[1] - self.p_sft

@@ -2,35 +2,27 @@
 
 Only those who want to change what a report says or shows need to open this package:
 
-assembly   what follows from the measurements: ceilings, correlation, claims
+assembly   what follows from the measurements: ceilings, correlation, claims (`judge`)
+ceilings   the ceiling of a curve, and how probable it is that one lies above another
 claims     the paper's statements held against them
 agreement  does the validation loss order the ceilings?
 paradigms  algorithms at equal compute: their runs, rows and claims
 page       the HTML page and the terminal's table
 figures    the pictures
 text       how numbers and names are written
+
+`python -m nanopcf.report RUN` judges a finished run anew from the curves in its report.json, without any training.
 """
 
 from pathlib import Path
 
 from nanopcf.report import paradigms
 from nanopcf.report.assembly import assemble, judge, sample_pairs
-from nanopcf.report.claims import judge_claims
 from nanopcf.report.figures import draw_figures
 from nanopcf.report.page import html_page, terminal_table
 from nanopcf.run import files, log
 
-__all__ = [
-    "assemble",
-    "draw_figures",
-    "html_page",
-    "judge",
-    "judge_claims",
-    "publish",
-    "sample_pairs",
-    "terminal_table",
-    "write",
-]
+__all__ = ["assemble", "draw_figures", "html_page", "judge", "publish", "sample_pairs", "terminal_table", "write"]
 
 
 def publish(report: dict, folder: Path) -> None:

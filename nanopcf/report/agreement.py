@@ -2,8 +2,12 @@
 
 import itertools
 import math
-import random
 from collections.abc import Sequence
+
+import numpy as np
+
+FOLLOWS = -0.5  # the losses order the ceilings: Spearman's correlation is at most this
+ORDERS = 20_000  # sampled where there are too many to try all
 
 
 def agreement(min_val_losses: Sequence[float], ceilings: Sequence[float]) -> dict[str, object]:
@@ -21,14 +25,10 @@ def agreement(min_val_losses: Sequence[float], ceilings: Sequence[float]) -> dic
         raise ValueError("losses and ceilings must be finite: leave out the sets that have none")
     loss_ranks, ceiling_ranks = _ranks(min_val_losses), _ranks(ceilings)
     spearman = _pearson(loss_ranks, ceiling_ranks)  # by its definition
-    pearson = _pearson(min_val_losses, ceilings)
+    pearson = _pearson(np.array(min_val_losses), np.array(ceilings))
     p_value = interval = None
     if spearman is not None:
-        rng = random.Random(0)
-        every_order = itertools.permutations(ceiling_ranks)
-        orders = every_order if n <= 8 else (rng.sample(ceiling_ranks, n) for _ in range(20_000))
-        as_low = [_pearson(loss_ranks, order) <= spearman + 1e-12 for order in orders]
-        p_value = sum(as_low) / len(as_low)
+        p_value = float(_share_as_low(loss_ranks, ceiling_ranks, np.array([spearman]))[0])
     if pearson is not None and n > 3:
         z = math.atanh(max(-1 + 1e-12, min(1 - 1e-12, pearson)))  # atanh(±1) is infinite
         half_width = 1.645 / math.sqrt(n - 3)  # 1.645 standard errors of z on each side hold 90 %
@@ -36,16 +36,52 @@ def agreement(min_val_losses: Sequence[float], ceilings: Sequence[float]) -> dic
     return {"spearman": spearman, "pearson": pearson, "n": n, "p_value": p_value, "pearson_interval": interval}
 
 
-def _ranks(values: Sequence[float]) -> list[float]:
-    """Rank of each value from 1; ties share the average of their ranks."""
-    return [sum(w < v for w in values) + (sum(w == v for w in values) + 1) / 2 for v in values]
+def agreement_of_draws(min_val_losses: Sequence[float], ceilings: np.ndarray) -> dict[str, object]:
+    """The correlations of loss and ceiling over n sets, where the ceilings are known by their draws (n, R).
+
+    spearman, pearson: medians over the draws. spearman_interval: 90 % of them. p_value: how often a random order of the
+    ceilings has a Spearman correlation at least as low, mean over the draws. probability: of a Spearman correlation of
+    at most FOLLOWS. All are None for a single set and for equal losses.
+    """
+    n, ranks = len(ceilings), _ranks(min_val_losses)
+    result: dict[str, object] = dict.fromkeys(("spearman", "spearman_interval", "pearson", "p_value", "probability"))
+    if n > 1 and np.ptp(ranks) > 0:
+        ceiling_ranks = ceilings.argsort(axis=0).argsort(axis=0).T + 1.0  # (R, n)
+        spearman = _correlations(ranks, ceiling_ranks)  # (R,)
+        low, middle, high = np.quantile(spearman, [0.05, 0.5, 0.95])
+        result = {
+            "spearman": float(middle),
+            "spearman_interval": (float(low), float(high)),
+            "pearson": float(np.median(_correlations(np.array(min_val_losses), ceilings.T))),
+            "p_value": float(_share_as_low(ranks, np.arange(1.0, n + 1), spearman).mean()),
+            "probability": float((spearman <= FOLLOWS + 1e-12).mean()),
+        }
+    return result | {"n": n}
 
 
-def _pearson(a: Sequence[float], b: Sequence[float]) -> float | None:
-    """Pearson correlation; None if all values of a or all of b are equal."""
+def _share_as_low(ranks: np.ndarray, others: np.ndarray, spearman: np.ndarray) -> np.ndarray:
+    """Which share of all orders of `others` (n,) correlates with `ranks` (n,) at most as spearman (R,) says: (R,)."""
+    if len(others) <= 8:
+        orders = np.array(list(itertools.permutations(others)))  # (n!, n)
+    else:
+        orders = np.random.default_rng(0).permuted(np.tile(others, (ORDERS, 1)), axis=1)  # (ORDERS, n)
+    by_chance = np.sort(_correlations(ranks, orders))
+    return np.searchsorted(by_chance, spearman + 1e-12, "right") / len(by_chance)
+
+
+def _correlations(a: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Pearson's correlation of a (n,) with each row of rows (R, n): (R,)."""
+    a, rows = a - a.mean(), rows - rows.mean(axis=1, keepdims=True)
+    return rows @ a / np.sqrt((a @ a) * (rows * rows).sum(axis=1))
+
+
+def _ranks(values: Sequence[float]) -> np.ndarray:
+    """Rank of each value from 1, (n,); ties share the average of their ranks."""
+    return np.array([sum(w < v for w in values) + (sum(w == v for w in values) + 1) / 2 for v in values])
+
+
+def _pearson(a: np.ndarray, b: np.ndarray) -> float | None:
+    """Pearson correlation of two (n,); None if all values of a or all of b are equal."""
     if len(set(a)) < 2 or len(set(b)) < 2:
         return None
-    mean_a, mean_b = math.fsum(a) / len(a), math.fsum(b) / len(b)
-    cov = math.fsum((x - mean_a) * (y - mean_b) for x, y in zip(a, b, strict=True))
-    var = math.fsum((x - mean_a) ** 2 for x in a) * math.fsum((y - mean_b) ** 2 for y in b)
-    return max(-1.0, min(1.0, cov / math.sqrt(var)))
+    return float(np.clip(_correlations(a, b[None])[0], -1, 1))

@@ -3,13 +3,15 @@
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
 import torch
 
-from nanopcf import ceiling
 from nanopcf.data import Example
 from nanopcf.report import paradigms
-from nanopcf.report.agreement import agreement
+from nanopcf.report.agreement import agreement, agreement_of_draws
+from nanopcf.report.ceilings import fit_ceiling
 from nanopcf.report.claims import judge_claims
+from nanopcf.report.text import label
 from nanopcf.run import log
 
 
@@ -23,20 +25,23 @@ def assemble(
     paradigm_runs: list[dict],
     samples: list[dict],
     *,
+    problems: int,
     elapsed_s: dict[str, float],
 ) -> dict:
-    """The report, from the results of the pipeline's stages. c: the pipeline's config; elapsed_s: seconds by stage."""
+    """The report, from the results of the pipeline's stages. c: the pipeline's config; problems: how many a score
+    counts; elapsed_s: seconds by stage."""
     measured = {
         "seed": c.seed,
         "preset": c.preset,
         "task": c.task,
         "flags": asdict(c),
+        "problems": problems,
         "base": {key: base[key] for key in ("p_0", "pass_at_k", "parameters", "pretrain_loss")},
         "candidates": candidates,
         # without the folders of their first and last policy
         "branches": [{k: v for k, v in branch.items() if k not in ("before", "after")} for branch in branches],
         "selector": {key: selection[key] for key in ("chosen", "ranking")},
-        "paradigms": paradigms.summarise(paradigm_runs),
+        "paradigm_runs": paradigm_runs,
         "samples": samples,
         "environment": log.environment(device),
         "elapsed_s": {**elapsed_s, "total": round(sum(elapsed_s.values()), 1)},
@@ -44,48 +49,69 @@ def assemble(
     return judge(measured)
 
 
+# ---- what follows from the measurements ----
+
+NEEDED = {
+    "branches": ("dataset", "sft_step", "regime", "x_sft", "p_sft", "best", "curve"),
+    "candidates": ("name", "size", "difficulty", "checkpoints"),
+}
+
+
 def judge(report: dict) -> dict:
-    """The report with what follows from the curves in it; pure, so that a finished run can be judged anew.
+    """The report with everything that follows from the curves in it, made anew; pure, so that a finished run can be
+    judged by other rules without any training.
 
     That is the ceiling of each branch (Eqs. 2-4), the same beside the selector's ranking, the correlation of validation
-    loss and ceiling (RQ3), and the verdicts on the paper's claims. The ceilings of `paradigms` stay: they are fitted to
-    means over seeds, whose single runs the report does not hold.
+    loss and ceiling (RQ3), the rows of `paradigms`, and the verdicts on the paper's claims. Raises ValueError, with the
+    place in the report, where something is missing or no curve.
     """
-    branches = [{**branch, **fit_ceiling(branch)} for branch in report["branches"]]
-    branch_at = {(b["dataset"], b["sft_step"]): b for b in branches}
+    check(report)
+    problems = report.get("problems") or report["flags"]["test"]  # reports before the count was kept have the flag only
+    branches, draws = [], {}
+    for i, branch in enumerate(report["branches"]):
+        try:
+            ceiling, draws_here = fit_ceiling(branch["curve"], branch["p_sft"], problems, seed=i)
+        except ValueError as error:
+            raise ValueError(f"report: the curve of {label(branch)}: {error}") from None
+        if branch.get("out_of_signal"):  # RL had no prompt left to learn from: more compute changes nothing
+            ceiling["status"] = "out of signal"
+        branches.append(branch | ceiling)
+        draws[branch["dataset"], branch["sft_step"]] = draws_here
+
+    branch_at = dict(zip(draws, branches, strict=True))
     ranking = []
     for row in report["selector"]["ranking"]:
-        branch = branch_at[row["name"], row["recommended_step"]]
-        ranking.append({**row, "a_post": branch["a_post"], "status": branch["status"]})
-    correlation = agreement([r["min_val_loss"] for r in ranking], [r["a_post"] for r in ranking])
-    chosen = report["selector"]["chosen"]
-    judged = report | {"branches": branches, "selector": {"chosen": chosen, "ranking": ranking, **correlation}}
-    return judged | {"claims": judge_claims(judged)}
-
-
-def fit_ceiling(branch: dict) -> dict:
-    """Eq. 2 fitted to the curve of a branch: its ceiling A_post (Eq. 3), plasticity PL_rl (Eq. 4) and the verdict."""
-    points = [p for p in branch["curve"] if p["x"] > 0]
-    if len(points) < 4:
-        # RL ended at once for want of a signal, which leaves too few points: only the best score so far is known
-        best = branch["best"]
-        unknown = dict.fromkeys(("c_mid", "b", "epsilon", "law", "rmse_fit", "rmse_heldout"))
-        known = {"a_post": best, "pl_rl": best - branch["p_sft"], "status": "still rising"}
-        return known | {"a_post_low": best, "a_post_high": 1.0} | unknown
-    fit = ceiling.fit([p["x"] for p in points], [p["score"] for p in points], branch["p_sft"], max_score=1.0)
-    return {
-        "a_post": fit.a_post,
-        "pl_rl": fit.pl_rl,
-        "c_mid": fit.c_mid,
-        "b": fit.b,
-        "epsilon": fit.epsilon,
-        "law": fit.law,
-        "rmse_fit": fit.rmse_fit,
-        "rmse_heldout": fit.rmse_heldout,
-        "status": fit.status,
-        "a_post_low": fit.interval[0],
-        "a_post_high": fit.interval[1],
+        start = row["name"], row["recommended_step"]
+        if start not in branch_at:
+            raise ValueError(f"report: the selector starts RL at step {start[1]} of {start[0]}, and no branch does")
+        names = ("p_sft", "a_post", "a_post_low", "a_post_high", "status", "identified")
+        ranking.append(row | {name: branch_at[start][name] for name in names})
+    losses = [row["min_val_loss"] for row in ranking]
+    ceilings = np.array([draws[row["name"], row["recommended_step"]] for row in ranking])  # (sets, R)
+    selector = {
+        "chosen": report["selector"]["chosen"],
+        "ranking": ranking,
+        **agreement_of_draws(losses, ceilings),
+        "identified": sum(row["identified"] for row in ranking),
+        "spearman_p_sft": agreement(losses, [row["p_sft"] for row in ranking])["spearman"],
     }
+    judged = report | {"branches": branches, "selector": selector}
+    # Reports before the single runs were kept have the rows only.
+    rows = paradigms.summarise(report["paradigm_runs"], problems) if "paradigm_runs" in report else report["paradigms"]
+    judged |= {"problems": problems, "paradigms": rows}
+    return judged | {"claims": judge_claims(judged, draws) + paradigms.judge_claims(rows, problems)}
+
+
+def check(report: dict) -> None:
+    """Raises ValueError if the report lacks what `judge` reads."""
+    missing = [name for name in ("branches", "candidates", "selector", "flags") if not report.get(name)]
+    for part, fields in NEEDED.items():
+        for i, entry in enumerate(report.get(part) or []):
+            missing += [f"{part}[{i}].{field}" for field in fields if field not in entry]
+    if missing:
+        raise ValueError(f"report: no {missing[0]}: a report.json of another version? Run the pipeline again")
+    if not report["selector"].get("ranking"):
+        raise ValueError("report: the selector ranked no candidate set, so there is nothing to judge")
 
 
 def sample_pairs(examples: list[Example], before: list[tuple[str, bool]], after: list[tuple[str, bool]]) -> list[dict]:

@@ -1,7 +1,7 @@
 """The figures of a report: the paper's Figs. 2, 3 and 8, validation loss against ceiling, and score against compute.
 
-A ceiling that its curve does not identify (`still rising`) is drawn open, as the lower bound that it is. matplotlib
-(the extra `plot`) is imported only when figures are drawn. A report holds scores as fractions; figures show per cent.
+A ceiling that its curve does not identify is drawn open, as the lower bound that it is. matplotlib (the extra `plot`)
+is imported only when figures are drawn. A report holds scores as fractions; figures show per cent.
 """
 
 import io
@@ -12,7 +12,8 @@ import numpy as np
 
 from nanopcf.ceiling.drawing import BLUE, draw_ceiling, draw_curve
 from nanopcf.ceiling.law import law_at
-from nanopcf.report.text import ceiling_text, correlation, flops_unit, rising
+from nanopcf.report.claims import agreement_text
+from nanopcf.report.text import ceiling_text, flops_unit
 
 # Backgrounds of the regimes of Eqs. 5-9, and the lines of branches that start in one of them.
 SHADES = {"adaptive": "#dbe9f6", "stable": "#d9f0d3", "unstable": "#eeeeee", "mild": "#fdf0c8", "severe": "#f9d9d0"}
@@ -118,11 +119,11 @@ def draw_sft(plt, report: dict):
 
 def draw_start(panel, branch: dict, at: float, width: float) -> None:
     p_sft = 100 * branch["p_sft"]
-    if rising(branch):
-        draw_ceiling(panel, at, width, p_sft, 100 * branch["best"], arrow=7)
+    low, high = 100 * branch["a_post_low"], 100 * branch["a_post_high"]
+    if branch["identified"]:
+        draw_ceiling(panel, at, width, p_sft, 100 * branch["a_post"], (low, high))
     else:
-        interval = 100 * branch["a_post_low"], 100 * branch["a_post_high"]
-        draw_ceiling(panel, at, width, p_sft, 100 * branch["a_post"], interval)
+        draw_ceiling(panel, at, width, p_sft, max(low, p_sft), arrow=7)
 
 
 def draw_losses(panel, x: list[float], losses: list[float]) -> None:
@@ -164,7 +165,7 @@ def draw_branch(panel, branch: dict, scale: float) -> None:
         law = dense, 100 * law_at(dense * scale, branch["law"])
     start = "no SFT" if branch["dataset"] == "base" else f"step {branch['sft_step']}, {branch['regime']}"
     draw_curve(panel, x, percents(branch["curve"]), law, colour, f"{start}: {ceiling_text(branch)}")
-    if not rising(branch):
+    if branch["identified"]:
         panel.axhline(100 * branch["a_post"], color=colour, ls=":", lw=1.2)
         panel.axhspan(100 * branch["a_post_low"], 100 * branch["a_post_high"], color=colour, alpha=0.1, lw=0)
 
@@ -175,20 +176,45 @@ def draw_branch(panel, branch: dict, scale: float) -> None:
 def draw_agreement(plt, report: dict, colours: dict[str, str]):
     """One point per candidate set: its minimum validation loss and the ceiling of its recommended start."""
     figure, panel = plt.subplots(figsize=(6.2, 3.8), layout="constrained")
-    fitted = [ranked for ranked in report["selector"]["ranking"] if ranked.get("a_post") is not None]
-    for i, ranked in enumerate(fitted):
-        at = ranked["min_val_loss"], 100 * ranked["a_post"]
-        fill = "white" if rising(ranked) else None
-        panel.plot(*at, "o", ms=9, color=colours[ranked["name"]], mfc=fill, mew=2)
-        # Names stand above and below their points in turn, so that neighbours do not overlap.
-        name = ranked["name"] + (" (still rising)" if rising(ranked) else "")
-        panel.annotate(name, at, xytext=(9, 6 if i % 2 else -12), textcoords="offset points", fontsize=9)
-    panel.margins(x=0.25, y=0.15)
+    ranking, selector = report["selector"]["ranking"], report["selector"]
+    at = [100 * (row["a_post"] if row["identified"] else row["a_post_low"]) for row in ranking]
+    losses = [row["min_val_loss"] for row in ranking]
+    # Room for the names on the right, and for intervals and arrows above.
+    width = max(losses) - min(losses) or 0.1
+    panel.set_xlim(min(losses) - 0.1 * width, max(losses) + 0.9 * width)
+    lows, highs = [100 * row["a_post_low"] for row in ranking], [100 * row["a_post_high"] for row in ranking]
+    top = max(high if row["identified"] else y for row, high, y in zip(ranking, highs, at, strict=True))
+    height = max(5.0, top - min(lows))
+    bottom, top = min(lows) - 0.15 * height, top + 0.25 * height
+    panel.set_ylim(bottom, top)
+    for row, y, label_y in zip(ranking, at, spread(at, bottom, top, (top - bottom) / 14), strict=True):
+        loss, colour = row["min_val_loss"], colours[row["name"]]
+        if row["identified"]:
+            panel.plot([loss, loss], [100 * row["a_post_low"], 100 * row["a_post_high"]], color=colour, lw=1.5)
+        else:
+            style = {"arrowstyle": "<-", "color": colour, "lw": 1.5}
+            panel.annotate("", (loss, y), (0, 26), textcoords="offset points", arrowprops=style)
+        fill = colour if row["identified"] else "white"
+        panel.plot(loss, y, "o", ms=8, color=colour, mfc=fill, mew=2)
+        column = max(losses) + 0.15 * width  # of the names, with a thin line from each to its point
+        panel.plot([loss, column], [y, label_y], color=colour, lw=0.6, alpha=0.6, zorder=0)
+        name = row["name"] + ("" if row["identified"] else " (lower bound)")
+        panel.text(column, label_y, f" {name}", color=colour, fontsize=9, va="center")
     panel.set_xlabel("minimum SFT validation loss")
-    panel.set_ylabel("fitted ceiling A_post (%)")
-    selector = report["selector"]
-    panel.set_title(f"Spearman {correlation(selector['spearman'])} over {selector['n']} sets", fontsize=11)
+    panel.set_ylabel("ceiling A_post (%)")
+    panel.set_title(agreement_text(selector), fontsize=10)
     return figure
+
+
+def spread(values: list[float], bottom: float, top: float, gap: float) -> list[float]:
+    """The values moved as little as needs be to lie `gap` apart, from bottom + gap to top - gap, in their order."""
+    order = sorted(range(len(values)), key=lambda i: values[i])
+    places = [values[i] for i in order]
+    for i in range(len(places)):  # upwards, each at least a gap above the one before
+        places[i] = max(places[i], places[i - 1] + gap if i else bottom + gap)
+    for i in reversed(range(len(places))):  # and down again, so that the last stays below the top
+        places[i] = min(places[i], places[i + 1] - gap if i + 1 < len(places) else top - gap)
+    return [places[order.index(i)] for i in range(len(values))]
 
 
 def draw_compute(plt, report: dict, colours: dict[str, str]):

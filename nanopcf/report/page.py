@@ -9,28 +9,26 @@ from collections.abc import Collection
 from html import escape
 
 from nanopcf.report import paradigms
-from nanopcf.report.claims import best_sft, judge_claims
-from nanopcf.report.text import ceiling_text, correlation, label, percent, rising, si
+from nanopcf.report.claims import agreement_text, best_sft
+from nanopcf.report.text import ceiling_text, claim_text, correlation, label, percent, plasticity_text, si, verdict_text
 
 # ---- the terminal ----
 
 
 def terminal_table(report: dict) -> str:
     """One line per branch, then the selector's choice and the verdicts; at most 110 columns."""
-    lines = [f"{'start of RL':<30}{'P_sft':>7}{'best':>7}{'PL_rl':>7}  {'ceiling A_post':<20} verdict", "─" * 88]
+    lines = [f"{'start of RL':<30}{'P_sft':>7}{'best':>7}{'PL_rl':>8}  {'ceiling A_post':<20} verdict", "─" * 90]
     for branch in report["branches"]:
-        p_sft, best, pl_rl = (percent(branch[key]) for key in ("p_sft", "best", "pl_rl"))
-        if rising(branch):
-            pl_rl = "≥" + percent(branch["best"] - branch["p_sft"])
+        p_sft, best, pl_rl = percent(branch["p_sft"]), percent(branch["best"]), plasticity_text(branch)
         name, ceiling = label(branch)[:29], ceiling_text(branch)
-        lines.append(f"{name:<30}{p_sft:>7}{best:>7}{pl_rl:>7}  {ceiling:<20} {branch['status']}")
+        lines.append(f"{name:<30}{p_sft:>7}{best:>7}{pl_rl:>8}  {ceiling:<20} {verdict_text(branch)}")
     selector = report["selector"]
-    verdicts = [claim["verdict"] for claim in judge_claims(report)]
+    verdicts = [claim["verdict"] for claim in report["claims"]]
     counts = [f"{verdicts.count(verdict)} {verdict}" for verdict in ("shown", "not shown", "not resolved")]
     lines += [
-        "─" * 88,
-        f"selector: {selector['chosen']} has the lowest validation loss of {len(selector['ranking'])} sets; "
-        f"Spearman of loss and ceiling {correlation(selector['spearman'])}",
+        "─" * 90,
+        f"selector: {selector['chosen']} has the lowest validation loss of {len(selector['ranking'])} sets",
+        f"{agreement_text(selector)}, of loss and P_sft {correlation(selector['spearman_p_sft'])}",
         f"the paper's claims: {', '.join(counts)} in this run",
     ]
     return "\n".join(lines)
@@ -47,9 +45,10 @@ h1 { font-size: 1.9rem; margin: 0 0 .3rem } h2 { font-size: 1.25rem; margin: 2.6
 .tiles { display: flex; flex-wrap: wrap; gap: 1rem; margin: 1.6rem 0 }
 .tile { flex: 1 1 9rem; border: 1px solid var(--line); border-radius: 10px; padding: .8rem 1rem }
 .tile b { display: block; font-size: 1.6rem; font-weight: 600; color: var(--accent) } .tile span { font-size: .85rem; color: var(--soft) }
+.wide { overflow-x: auto } .line { white-space: nowrap }
 table { border-collapse: collapse; width: 100%; font-size: .92rem; font-variant-numeric: tabular-nums }
 th { text-align: left; color: var(--soft); font-weight: 600 } td, th { padding: .38rem .6rem; border-bottom: 1px solid var(--line) }
-td.n, th.n { text-align: right } figure { margin: 1.2rem 0 } .narrow { max-width: 640px } img { width: 100%; height: auto }
+td.n, th.n { text-align: right } td.n { white-space: nowrap } figure { margin: 1.2rem 0 } .narrow { max-width: 640px } img { width: 100%; height: auto }
 .pill { border-radius: 99px; padding: .1rem .6rem; font-size: .82rem; white-space: nowrap }
 .good { background: #d9f0d3 } .open { background: #fdf0c8 } .bad { background: #f9d9d0 }
 code, pre { font: .88rem ui-monospace, monospace; background: #f5f6f8; border-radius: 6px } code { padding: .1rem .3rem }
@@ -61,7 +60,7 @@ CAPTIONS = {
     "fig3_sft_and_ceilings": (
         "The paper's Fig. 3, one panel per candidate set. Blue: score after SFT (P_sft). Orange on top: RL "
         "plasticity up to the fitted ceiling A_post, with its 90 % interval; hatched with an arrow where the "
-        "curve still rises and only a lower bound is known. Dashed: validation loss (right axis). Shades: the "
+        "curve does not identify it and only a lower bound is known. Dashed: validation loss (right axis). Shades: the "
         "regimes of Eqs. 5-9."
     ),
     "fig8_rl_curves": (
@@ -69,8 +68,8 @@ CAPTIONS = {
         " its interval) where it is identified."
     ),
     "loss_against_ceiling": (
-        "Does the minimum validation loss, known before any RL, order the ceilings? Open circles are still "
-        "rising: their ceiling is an extrapolation."
+        "Does the minimum validation loss, known before any RL, order the ceilings? Lines: 90 % intervals. Open "
+        "circles with an arrow: the curve does not identify its ceiling, and this is its lower bound."
     ),
     "fig2_paradigms": (
         "The paper's Fig. 2: every paradigm's mean score over its seeds against total compute, equal for all; the"
@@ -110,7 +109,7 @@ def table(head: list[str], rows: list[list[str]], numeric: Collection[int] = ())
         return "".join(f"<{tag}{c}>{cell}</{tag}>" for c, cell in zip(classes, cells, strict=True))
 
     body = "".join(f"<tr>{line(row, 'td')}</tr>" for row in rows)
-    return f"<table><tr>{line(head, 'th')}</tr>{body}</table>"
+    return f"<div class=wide><table><tr>{line(head, 'th')}</tr>{body}</table></div>"
 
 
 def figure(name: str, images: dict[str, bytes]) -> str:
@@ -122,11 +121,11 @@ def figure(name: str, images: dict[str, bytes]) -> str:
     return f'<figure{narrow}><img alt="{name}" src="{source}"><figcaption>{CAPTIONS[name]}</figcaption></figure>'
 
 
-def pill(verdict: str) -> str:
-    """A verdict on a coloured ground."""
+def pill(verdict: str, text: str = "") -> str:
+    """A verdict on a coloured ground. text: shown in its place."""
     good, bad = ("shown", "saturated", "right"), ("not shown", "collapsed", "wrong")
     colour = "good" if verdict in good else "bad" if verdict in bad else "open"
-    return f'<span class="pill {colour}">{escape(verdict)}</span>'
+    return f'<span class="pill {colour}">{escape(text or verdict)}</span>'
 
 
 def code(text: str) -> str:
@@ -138,7 +137,7 @@ def code(text: str) -> str:
 
 def head_of_page(report: dict, images: dict[str, bytes]) -> str:
     p_0, best_rl = report["base"]["p_0"], max(branch["best"] for branch in report["branches"])
-    identified = sum(not rising(branch) for branch in report["branches"])
+    identified = sum(branch["identified"] for branch in report["branches"])
     tiles = {
         "base model, P_0": f"{percent(p_0)} %",
         "best SFT checkpoint": f"{percent(best_sft(report))} %",
@@ -189,14 +188,15 @@ def selector_section(report: dict, images: dict[str, bytes]) -> str:
                 f"{ranked['recommended_step']} ({escape(ranked['recommended_regime'])})",
                 percent(ranked.get("score")),
                 percent(ranked.get("pass_at_k")),
-                percent(ranked.get("a_post")),
-                pill(ranked["status"]) if ranked.get("status") else "–",
+                ceiling_text(ranked),
+                pill(ranked["status"]),
             ]
         )
     head = ["candidate set", "min val loss", "start RL at step", "P_sft", f"pass@{k}", "ceiling", "verdict"]
     return f"""<h2>Which expert data? The selector</h2>
 <p class="note">Ranked by minimum validation loss, which is known before any RL (the paper's RQ3). pass@{k} stands \
-beside it for comparison.</p>
+beside it for comparison. {escape(agreement_text(selector))}; of the loss and P_sft \
+{correlation(selector["spearman_p_sft"])}: the loss says more than P_sft only where these differ.</p>
 {table(head, rows, numeric=(1, 3, 4, 5))}
 {figure("loss_against_ceiling", images)}"""
 
@@ -208,12 +208,12 @@ def branches_section(report: dict, images: dict[str, bytes]) -> str:
             si(branch["x_sft"]) if branch["x_sft"] else "0",
             percent(branch["p_sft"]),
             percent(branch["best"]),
-            percent(branch["pl_rl"]),
-            ceiling_text(branch),
+            plasticity_text(branch),
+            f"<span class=line>{ceiling_text(branch)}</span>",
             percent(branch["rmse_fit"]),
             percent(branch["rmse_heldout"]),
             f"{percent(branch['greedy_before'])} → {percent(branch['greedy_after'])}",
-            pill(branch["status"]),
+            pill(branch["status"], verdict_text(branch)),
         ]
         for branch in report["branches"]
     ]
@@ -221,10 +221,11 @@ def branches_section(report: dict, images: dict[str, bytes]) -> str:
     return f"""<h2>SFT regimes and what RL adds</h2>{figure("fig3_sft_and_ceilings", images)}
 <h2>RL from each checkpoint</h2>{figure("fig8_rl_curves", images)}
 {table([*head, "verdict"], rows, numeric=(2, 3, 4, 6, 7))}
-<p class="note">A ceiling called <i>still rising</i> isn't identified by its curve: the number is what was \
-reached, a lower bound (and PL_rl an
-extrapolation). Intervals are 90 %. Greedy accuracy is given because part of any gain at a temperature \
-is sharpening.</p>"""
+<p class="note">Only a <i>saturated</i> curve identifies its ceiling. Elsewhere ≥ stands before a lower bound, the low \
+end of the 90 % interval, and PL_rl is the bound less P_sft. <i>Out of signal</i>: no prompt of RL was left to learn \
+from, at the pass rate given, so that more prompts, and not more compute, could lift the score. Scores are of \
+{report["problems"]:,} problems with the same random numbers at every evaluation, so that their noise within a curve is \
+smaller than between runs. Greedy accuracy is given because part of any gain at a temperature is sharpening.</p>"""
 
 
 def paradigms_section(rows: list[dict], images: dict[str, bytes]) -> str:
@@ -233,14 +234,15 @@ def paradigms_section(rows: list[dict], images: dict[str, bytes]) -> str:
 {table(paradigms.HEAD, cells, numeric=(2, 3, 4, 5))}
 <p class="note">{rows[0]["seeds"]} seeds each, {si(rows[0]["curve"][-1]["x"])} in all. Final: mean of the last \
 {paradigms.LAST} scores, ± its standard deviation between seeds.
-Peak: mean of the best scores. Wobble: standard deviation of the scores in the second half of a run; the test set \
-alone gives some of it.
+Peak: mean of the best scores. Wobble: standard deviation of the scores in the second half of a run; the sampling of \
+answers alone gives some of it.
 The ceiling is fitted to the mean curve.</p>"""
 
 
 def claims_section(report: dict) -> str:
     rows = [
-        [escape(entry["claim"]), pill(entry["verdict"]), escape(entry["evidence"])] for entry in judge_claims(report)
+        [escape(claim["claim"]), pill(claim["verdict"], claim_text(claim)), escape(claim["evidence"])]
+        for claim in report["claims"]
     ]
     if report["flags"].get("data"):
         caution = "One seed: read this as a first look."
@@ -251,7 +253,8 @@ def claims_section(report: dict) -> str:
         )
     return f"""<h2>What the paper claims, and what this run shows</h2>
 {table(["claim", "this run", "evidence"], rows)}
-<p class="note">{caution} “Not resolved” means that the intervals overlap or a curve still rises.</p>"""
+<p class="note">{caution} Shown: true with a probability of 95 %, by the ceilings of this run and the sampling of its test \
+set. Not shown: its opposite is. Not resolved: neither, with the probability that the claim is true.</p>"""
 
 
 def samples_section(samples: list[dict]) -> str:

@@ -4,7 +4,6 @@ A run is {algo, start, seed, x_sft, curve}, with start "base" or "sft". Compute 
 so that a run from an SFT checkpoint has less left for itself. A row sums up the runs of one algorithm and one start.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import replace
@@ -13,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from nanopcf import ceiling
+from nanopcf.report.ceilings import SURE, fit_ceiling, probability_above, sampling_error
 from nanopcf.report.text import ceiling_text, percent
 from nanopcf.run.stages import train_parallel
 
@@ -64,23 +63,23 @@ def train_all(
 # ---- from runs to rows ----
 
 
-def summarise(runs: list[dict]) -> list[dict]:
-    """One row per (algo, start), in the order of the runs; scores are fractions:
+def summarise(runs: list[dict], problems: int) -> list[dict]:
+    """One row per (algo, start), in the order of the runs; scores are fractions of so many problems:
 
     first, best       of the mean curve
     final, final_sd   mean of a run's last three scores; mean over the seeds, and standard deviation between them
     peak              a run's best score, mean over the seeds
     wobble            standard deviation of the scores in the second half of a run, mean over the seeds
     curve, spread     the mean curve, and its standard deviation between seeds
-    a_post, a_post_low, a_post_high, status     `ceiling.fit` of the mean curve
+    a_post, a_post_low, a_post_high, status, identified     `fit_ceiling` of the mean curve
     """
     groups: dict[tuple[str, str], list[dict]] = {}
     for run in runs:
         groups.setdefault((run["algo"], run["start"]), []).append(run)
-    return [summary(*key, group) for key, group in groups.items()]
+    return [summary(*key, group, problems) for key, group in groups.items()]
 
 
-def summary(algo: str, start: str, runs: list[dict]) -> dict:
+def summary(algo: str, start: str, runs: list[dict], problems: int) -> dict:
     """The row of one algorithm and one start; see `summarise`."""
     x_sft = runs[0]["x_sft"]
     all_scores = [[point["score"] for point in run["curve"]] for run in runs]
@@ -90,6 +89,9 @@ def summary(algo: str, start: str, runs: list[dict]) -> dict:
     x = np.array([[point["x"] for point in run["curve"][:count]] for run in runs]).mean(axis=0)  # (count,)
     scores = np.array([scores[:count] for scores in all_scores])  # (seeds, count)
     mean = scores.mean(axis=0)  # (count,)
+    curve = [{"x": float(at), "score": float(score)} for at, score in zip(x, mean, strict=True)]
+    rl_curve = [{"x": point["x"] - x_sft, "score": point["score"]} for point in curve]
+    ceiling, _ = fit_ceiling(rl_curve, curve[0]["score"], problems, seed=0)
     return {
         "algo": algo,
         "start": start,
@@ -100,20 +102,11 @@ def summary(algo: str, start: str, runs: list[dict]) -> dict:
         "final_sd": deviation(finals),
         "peak": float(np.mean([max(scores) for scores in all_scores])),
         "wobble": float(np.mean([deviation(scores[len(scores) // 2 :]) for scores in all_scores])),
-        **ceiling_of(x - x_sft, mean),
+        **{name: ceiling[name] for name in ("a_post", "a_post_low", "a_post_high", "status", "identified")},
         "best": float(mean.max()),
-        "curve": [{"x": float(at), "score": float(score)} for at, score in zip(x, mean, strict=True)],
+        "curve": curve,
         "spread": [deviation(of_seeds) for of_seeds in scores.T],
     }
-
-
-def ceiling_of(x: np.ndarray, scores: np.ndarray) -> dict:
-    """The fitted ceiling of a curve that begins at its P_sft; None where there are too few points for a fit."""
-    if len(x) < 5:
-        return {"a_post": None, "status": "too few points", "a_post_low": None, "a_post_high": None}
-    fit = ceiling.fit(x[1:], scores[1:], float(scores[0]), max_score=1.0)
-    low, high = fit.interval
-    return {"a_post": fit.a_post, "status": fit.status, "a_post_low": low, "a_post_high": high}
 
 
 def deviation(values: Sequence[float]) -> float:
@@ -124,10 +117,10 @@ def deviation(values: Sequence[float]) -> float:
 # ---- the paper's claims ----
 
 
-def judge_claims(rows: list[dict]) -> list[dict]:
-    """What the paper says about paradigms against these rows: {claim, verdict, evidence}.
+def judge_claims(rows: list[dict], problems: int) -> list[dict]:
+    """What the paper says about paradigms against these rows: {claim, verdict, probability, evidence}.
 
-    A claim compares the best row on either side, and is left out where a side has no row.
+    A claim compares the best row on either side, and is left out where a side has no row. problems: of a score.
     """
 
     by_key = {(row["algo"], row["start"]): row for row in rows}
@@ -145,20 +138,38 @@ def judge_claims(rows: list[dict]) -> list[dict]:
             group(SYNCHRONISED, "sft"),
         ),
     }
-    return [compare(claim, ours, theirs) for claim, (ours, theirs) in comparisons.items() if ours and theirs]
+    return [compare(claim, *sides, problems) for claim, sides in comparisons.items() if all(sides)]
 
 
-def compare(claim: str, ours: list[dict], theirs: list[dict]) -> dict:
-    """Does the best of ours end above the best of theirs? Resolved: by more than two standard errors over the seeds."""
-    a, b = (max(rows, key=lambda row: row["final"]) for rows in (ours, theirs))
-    error = math.sqrt(a["final_sd"] ** 2 / a["seeds"] + b["final_sd"] ** 2 / b["seeds"])
-    gap = a["final"] - b["final"]
-    if abs(gap) <= 2 * error or min(a["seeds"], b["seeds"]) == 1:
-        verdict = "not resolved"
+def compare(claim: str, ours: list[dict], theirs: list[dict], problems: int) -> dict:
+    """Does one of ours end above all of theirs?
+
+    With k rows on the side that wins, each is required to be as sure as 1 - 0.05 / k: the luckiest of several equal
+    rows would else look better than a single one. From one seed alone nothing follows.
+    """
+    draws = {name(row): final_draws(row, problems, seed=i) for i, row in enumerate(ours + theirs)}
+    probability, opposite = one_above_all(ours, theirs, draws), one_above_all(theirs, ours, draws)
+    if min(row["seeds"] for row in ours + theirs) == 1:
+        verdict, probability = "not resolved", None
+    elif probability >= 1 - (1 - SURE) / len(ours):
+        verdict = "shown"
     else:
-        verdict = "shown" if gap > 0 else "not shown"
-    evidence = f"{name(a)} {percent(a['final'])}, {name(b)} {percent(b['final'])} (±{200 * error:.1f})"
-    return {"claim": claim, "verdict": verdict, "evidence": evidence}
+        verdict = "not shown" if opposite >= 1 - (1 - SURE) / len(theirs) else "not resolved"
+    a, b = (max(rows, key=lambda row: row["final"]) for rows in (ours, theirs))
+    evidence = "; ".join(f"{name(row)} {percent(row['final'])} ± {percent(row['final_sd'])}" for row in (a, b))
+    return {"claim": claim, "verdict": verdict, "probability": probability, "evidence": evidence}
+
+
+def one_above_all(ours: list[dict], theirs: list[dict], draws: dict[str, np.ndarray]) -> float:
+    """The probability, for the best of our rows, that it ends above each single one of theirs."""
+    return max(min(probability_above(draws[name(a)], draws[name(b)]) for b in theirs) for a in ours)
+
+
+def final_draws(row: dict, problems: int, seed: int) -> np.ndarray:
+    """Draws (R,) of a row's true final score: Student's t for the few seeds, and the sampling of the test set."""
+    rng, seeds, R = np.random.default_rng(seed), row["seeds"], 20_000
+    between_seeds = row["final_sd"] / seeds**0.5 * rng.standard_t(max(1, seeds - 1), size=R)
+    return row["final"] + between_seeds + sampling_error(row["final"], problems) * rng.normal(size=R)
 
 
 def name(row: dict) -> str:
@@ -179,7 +190,7 @@ def cells(row: dict) -> list[str]:
         f"{percent(row['final'])} ± {percent(row['final_sd'])}",
         percent(row["peak"]),
         percent(row["wobble"]),
-        "–" if row["a_post"] is None else ceiling_text(row),
+        ceiling_text(row),
         row["status"],
     ]
 

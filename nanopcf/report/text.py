@@ -33,12 +33,32 @@ def label(branch: dict) -> str:
     return f"{branch['dataset']} @{branch['sft_step']} ({branch['regime']})"
 
 
-def rising(branch: dict) -> bool:
-    """Whether the curve does not identify its ceiling: then what the run reached is a lower bound, and all there is."""
-    return branch["status"] == "still rising"
-
-
 def ceiling_text(branch: dict) -> str:
-    if rising(branch):
-        return f"≥ {percent(branch['best'])}"
-    return f"{percent(branch['a_post'])} [{percent(branch['a_post_low'])}, {percent(branch['a_post_high'])}]"
+    """The ceiling with its 90 % interval where the curve identifies it, else its lower bound, the interval's low end.
+
+    Every place that prints a ceiling goes through here.
+    """
+    low, high = percent(branch["a_post_low"]), percent(branch["a_post_high"])
+    return f"{percent(branch['a_post'])} [{low}, {high}]" if branch["identified"] else f"≥ {low}"
+
+
+def plasticity_text(branch: dict) -> str:
+    """The ceiling less the measured P_sft, by the same rule; a lower bound below 0 says nothing and is 0."""
+    if branch["identified"]:
+        return percent(branch["a_post"] - branch["p_sft"])
+    return "≥ " + percent(max(0.0, branch["a_post_low"] - branch["p_sft"]))
+
+
+def verdict_text(branch: dict) -> str:
+    """The verdict on a curve. RL that ran out of signal has learned its prompts: their pass rate says how far."""
+    rate = branch.get("train_pass_rate")
+    if branch["status"] == "out of signal" and rate is not None:
+        return f"out of signal (train {percent(rate)})"
+    return branch["status"]
+
+
+def claim_text(claim: dict) -> str:
+    """The verdict on a claim, with the probability where it is open."""
+    if claim["verdict"] == "not resolved" and claim["probability"] is not None:
+        return f"not resolved ({claim['probability']:.2f})"
+    return claim["verdict"]

@@ -55,3 +55,12 @@ def progress_text(row: dict) -> str:
     """What the progress bar shows of a step."""
     text = f"signal {row['signal_share']:.2f}, {row['generation_share']:.0%} generating"
     return text if row["pass_rate"] is None else f"pass {row['pass_rate']:.2f}, {text}"
+
+
+def print_curve(curve: list[dict]) -> None:
+    if not curve:  # a dry run
+        return
+    print(f"{'step':>6} {'FLOPs':>10} {'score':>7}")
+    for point in curve:
+        print(f"{point['step']:>6} {point['x']:>10.3g} {point['score']:>7.1%}")
+    print(f"greedy: {curve[0]['greedy']:.1%} -> {curve[-1]['greedy']:.1%}")
