@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from nanopcf.answers import numbers, spelling
-from nanopcf.answers.finding import LONGEST, after_mark, ANNOUNCED
+from nanopcf.answers.finding import ANNOUNCED, LONGEST, after_mark, bare
 from nanopcf.answers.numbers import read_number
 from nanopcf.answers.spelling import squeeze, tidy
 
@@ -26,7 +26,8 @@ class How:
 
 def equal(said: str, gold: str, strict: bool = False, by_value: Callable[[str, str], bool] = BY_TEXT) -> bool:
     """Is the answer `said` the right answer `gold`? Never raises, whatever the two hold."""
-    if said.strip() == gold.strip() != "":
+    gold = bare(gold)
+    if said.strip() == gold != "":
         return True
     if max(len(said), len(gold)) > LONGEST:
         return False
@@ -35,10 +36,7 @@ def equal(said: str, gold: str, strict: bool = False, by_value: Callable[[str, s
     said, gold = tidy(said), tidy(gold)
     if not squeeze(said) or not squeeze(gold):
         return False
-    how = How(strict, by_value)
-    return any(same(s, g, how) for s in signs(said) for g in signs(gold) if "\\pm" not in s + g) or (
-        "\\pm" in said + gold and squeeze(said) == squeeze(gold)
-    )
+    return same(both_signs(said), both_signs(gold), How(strict, by_value)) or squeeze(said) == squeeze(gold)
 
 
 # ---- taking answers apart ----
@@ -80,17 +78,18 @@ def members(text: str, comma: str = COMMA) -> list[str]:
     return [p.strip() for p in split(text, comma)[::2] if squeeze(p)]
 
 
-def signs(text: str) -> list[str]:
+PLUS_MINUS = re.compile(r"\\(pm|mp)(?![A-Za-z])")
+
+
+def both_signs(text: str) -> str:
     """An answer with its two signs written out: "1 \\pm a" is the list "1 + a, 1 - a"."""
-    if r"\pm" not in text and r"\mp" not in text:
-        return [text]
+    if not PLUS_MINUS.search(text):
+        return text
     written = []
     for part in members(text):
-        both = [part] if r"\pm" not in part else [
-            part.replace(r"\pm", plus).replace(r"\mp", minus) for plus, minus in (("+", "-"), ("-", "+"))
-        ]
-        written += [p.strip().removeprefix("+") for p in both]
-    return [", ".join(written)]
+        signs = ("+-", "-+") if PLUS_MINUS.search(part) else ("+-",)
+        written += [PLUS_MINUS.sub(lambda m, s=s: s[m[1] == "mp"], part).strip().removeprefix("+") for s in signs]
+    return ", ".join(written)
 
 
 def bracketed(text: str) -> str | None:
@@ -126,14 +125,14 @@ def cells(text: str) -> list[list[str]] | None:
 
 def same(said: str, gold: str, how: How) -> bool:
     """Of two tidy texts."""
-    said, gold = said.strip(), gold.strip()
+    said, gold = said.strip().removeprefix("+"), gold.strip().removeprefix("+")
     ours, theirs = read_number(said), read_number(gold)
     if ours and theirs:
         return numbers.equal_numbers(ours, theirs, how.strict)
-    if squeeze(said) == squeeze(gold):
+    if squeeze(said) == squeeze(gold) or (theirs and decimal_comma(said, gold)):
         return True
-    if re.fullmatch(r"[A-J]", bare := squeeze(gold).strip("().")):
-        return chosen(said) == bare
+    if choice := re.fullmatch(r"\(?([A-J])[).]?|\(([A-J])\)\s?«?[A-Za-z ]{2,}»?", re.sub(r"^«|»$", "", gold)):
+        return chosen(said) == (choice[1] or choice[2])
     if is_words(gold):
         return words(said) == words(gold) if is_words(said) else False
     lists = [members(t) for t in (said, gold)]
@@ -143,6 +142,7 @@ def same(said: str, gold: str, how: How) -> bool:
     sides = [split(t, RELATION) for t in (said, gold)]
     if max(map(len, sides)) > 1:
         return same_relation(*sides, how)
+    said, gold = (inside(t).strip() if bracketed(t) and cells(inside(t).strip()) else t for t in (said, gold))
     kinds = bracketed(said), bracketed(gold)
     if "{}" in kinds or (kinds[0] and kinds[1]):
         return same_brackets(said, gold, kinds, how)
@@ -160,6 +160,11 @@ def same(said: str, gold: str, how: How) -> bool:
             return numbers.equal_numbers(number, theirs, how.strict)
         return one_function(said) and by_value(said, gold, how)
     return by_value(said, gold, how)
+
+
+def decimal_comma(said: str, gold: str) -> bool:
+    """1000,99 for 1000.99"""
+    return "." in gold and bool(re.fullmatch(r"-?\d+,\d+", said)) and said.replace(",", ".") == gold
 
 
 def same_list(said: str, gold: str, ours: list[str], theirs: list[str], how: How) -> bool:
@@ -212,19 +217,22 @@ def same_brackets(said: str, gold: str, kinds: tuple[str | None, str | None], ho
 COMPUTED = re.compile(r"\d\s?[A-Za-z\\]|[A-Za-z)}]\s?\^")  # 2x and x^2 are no names
 
 
-def is_name(side: str) -> bool:
-    return not COMPUTED.search(re.sub(r"_\{?\w{1,3}\}?|\([^()]*\)|\\[a-z]+\s", "", side))
+def is_name(side: str, value: str) -> bool:
+    plain = re.sub(r"_\{?\w{1,3}\}?|\([^()]*\)|\\[a-z]+\s", "", side)
+    return not COMPUTED.search(plain) and (bool(re.search("[A-Za-z]", side)) or not re.search("[A-Za-z]", value))
 
 
 def same_relation(ours: list[str], theirs: list[str], how: How) -> bool:
     """One of the two holds =, <, ... Each: [side, sign, side, sign, side]."""
     ours, theirs = ([p.strip() for p in sides] for sides in (ours, theirs))
     ours, theirs = (plain_relation(sides) for sides in (ours, theirs))
-    if len(ours) == 1 or len(theirs) == 1:
+    if len(ours) == 1 or len(theirs) == 1 or "\\in" in (ours[1], theirs[1]):
+        ours, theirs = ([t] if len(sides) > 1 and (t := interval(sides)) else sides for sides in (ours, theirs))
         # "x = 5" for "5", and "5" for "x = 5": what stands before the last sign is a name for the answer
-        named = ours if len(theirs) == 1 else theirs
-        if len(named) > 1 and not (set(named[1::2]) <= {"=", "\\in", "\\approx"} and all(map(is_name, named[:-1:2]))):
-            return False
+        for named in (ours, theirs):
+            signs, names = set(named[1::2]), named[:-1:2]
+            if not signs <= {"=", "\\in", "\\approx"} or not all(is_name(n, named[-1]) for n in names):
+                return False
         return same(ours[-1], theirs[-1], how)
     if ours[1::2] == theirs[1::2] == ["="]:
         lefts, rights = (ours[0], theirs[0]), (ours[-1], theirs[-1])
@@ -234,20 +242,39 @@ def same_relation(ours: list[str], theirs: list[str], how: How) -> bool:
             return True
         if {squeeze(t) for t in lefts} <= {"y", "f(x)", "g(x)", "h(x)"}:
             return same(*rights, how)
-        return how.by_value(*(latex_difference(t) for t in (ours, theirs))) if formulas(*ours[::2], *theirs[::2]) else False
     if all(sign in TURNED for sign in ours[1::2] + theirs[1::2]) and ours[1] != theirs[1]:
         ours = [TURNED.get(p, p) for p in reversed(ours)]
-    return (
-        ours[1::2] == theirs[1::2]
-        and all(same(a, b, how) for a, b in zip(ours[::2], theirs[::2], strict=True))
-    )
+    if ours[1::2] == theirs[1::2] and all(same(a, b, how) for a, b in zip(ours[::2], theirs[::2], strict=True)):
+        return True
+    one_each = len(ours) == len(theirs) == 3 and {ours[1], theirs[1]} <= {"=", *TURNED}
+    return one_each and formulas(*ours[::2], *theirs[::2]) and how.by_value(" ".join(ours), " ".join(theirs))
 
 
 def plain_relation(sides: list[str]) -> list[str]:
-    """n \\equiv 5 \\pmod{17} says that n is 5."""
+    """n \\equiv 5 \\pmod{17} says that n is 5; of 1/3 \\approx 0.33 the first is exact."""
     if len(sides) == 3 and sides[1] == "\\equiv":
-        return [sides[0], "=", re.sub(r"\(?\s?\\[pb]?mod(?![a-z]).*$|\(\s?mod.*$|\(\s?«mod.*$", "", sides[2]).strip()]
+        return [sides[0], "=", re.sub(r"\(?\s?(?:\\[pb]?mod|«\s?mod|mod)(?![a-z]).*$", "", sides[2]).strip()]
+    if len(sides) > 3 and set(sides[1::2]) == {"="}:
+        return [sides[0], "=", sides[-1]]
+    if "\\approx" in sides[1:] and (len(sides) > 3 or not re.search(r"[A-Za-z]", re.sub(r"\\\w+", "", sides[0]))):
+        return plain_relation(sides[: sides.index("\\approx")])
     return sides
+
+
+def interval(sides: list[str]) -> str:
+    """-2 < x \\leq 7 as the interval (-2,7]; "" for what is none."""
+    if len(sides) > 1 and sides[1] in (">", "\\geq"):
+        sides = [TURNED.get(p, p) for p in reversed(sides)]
+    if not set(sides[1::2]) <= {"<", "\\leq"}:
+        return ""
+    if len(sides) == 3:
+        named = [bool(re.fullmatch(r"[a-z]", p)) for p in sides[::2]]
+        if named[0] == named[1]:
+            return ""
+        sides = ["-\\infty", "<", *sides] if named[0] else [*sides, "<", "\\infty"]
+    if len(sides) != 5 or not re.fullmatch(r"[a-z](?:\([a-z]\))?", sides[2]):
+        return ""
+    return f"{'[('[sides[1] == '<']}{sides[0]},{sides[4]}{'])'[sides[3] == '<']}"
 
 
 # ---- words and choices ----
@@ -256,20 +283,21 @@ def plain_relation(sides: list[str]) -> list[str]:
 def is_words(text: str) -> bool:
     """No formula: words of letters alone, of which one has two or more, or is marked as text."""
     plain = re.sub(r"[«»]", " ", text)
-    return bool(re.fullmatch(r"[A-Za-z' .,\-]+", plain) and re.search(r"[A-Za-z]{2}", plain))
+    return bool(re.fullmatch(r"[A-Za-z' .,!?\-]+", plain) and re.search(r"[A-Za-z]{2}", plain))
 
 
 def words(text: str) -> str:
     """Words with small letters, where their capitals mean nothing: "Friday" is friday, but CAB is not cab."""
-    plain = re.sub(r"[«».]", " ", text)
-    found = re.findall(r"\S+", plain)
+    found = re.sub(r"[«».!?]", " ", text).split()
+    if len(found) > 1 and found[0].lower() in ("the", "a", "an"):
+        found = found[1:]
     folded = [w.lower() if re.fullmatch(r"[A-Z]?[a-z',-]{2,}|No|YES|NO|TRUE|FALSE|[A-Z]{5,}", w) else w for w in found]
     return " ".join(folded)
 
 
 def chosen(said: str) -> str:
     """The letter of a multiple choice, which may stand before its text: "B", "(b)", "B. 12", "(E) 72"."""
-    m = re.match(r"\(?\s?([A-Ja-j])\s?(?:\)|[.:](?=\s|$)|$|(?=\s*[).:]))", re.sub(r"[«»\\{}]", "", said).strip())
+    m = re.match(r"\(?\s?([A-Ja-j])\s?(?:\)|[.:](?=\s|$)|$|(?=\s*[).:])|,\s[a-z]|(?=[^\x00-\x7f]))", re.sub(r"[«»\\{}]", "", said).strip())
     return m[1].upper() if m else ""
 
 
@@ -284,7 +312,7 @@ def number_in_words(said: str) -> numbers.Number | None:
 KNOWN = set(spelling.FUNCTIONS.split()) | set("frac sqrt pi infty lfloor rfloor lceil rceil binom".split())
 GREEK = set(
     "alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu nu xi rho sigma tau upsilon "
-    "phi varphi chi psi omega Gamma Delta Theta Lambda Xi Pi Sigma Phi Psi Omega ell".split()
+    "phi varphi chi psi omega hbar Gamma Delta Theta Lambda Xi Pi Sigma Phi Psi Omega ell".split()
 )
 NAMED = r"\\(?:overrightarrow|overline|vec|hat|bar|tilde|widehat)\{[^{}]{1,20}\}|\\mathbb\{[A-Z]\}"
 LETTER = re.compile(rf"(?:{NAMED}|\\([A-Za-z]+)|[A-Za-z])(?:_(?:\{{[^{{}}]{{1,20}}\}}|\w))?'{{0,3}}")
@@ -309,10 +337,6 @@ def by_value(said: str, gold: str, how: How) -> bool:
     if None in units or (units[0] != units[1] and (how.strict or "" not in units)):
         return False
     return how.by_value(said.strip("＄ "), gold.strip("＄ ")) if formulas(said, gold) else False
-
-
-def latex_difference(sides: list[str]) -> str:
-    return f"{sides[0]}={sides[-1]}"
 
 
 def one_function(said: str) -> bool:

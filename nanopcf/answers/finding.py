@@ -15,7 +15,7 @@ LONGEST = 400  # characters of an answer
 BOX = re.compile(r"\\(?:boxed|fbox|framebox)(?![A-Za-z])[ \t]{0,3}")
 GROUP_EDGE = re.compile(r"\\.|[{}]", re.DOTALL)  # a brace, or a pair such as \{, which is no edge of a group
 # What may stand between two boxes that hold the parts of one answer: "$\boxed{3}, \boxed{4}$", "\boxed{3} and \boxed{4}".
-BETWEEN_BOXES = re.compile(r"[\s$,;&]{0,9}(?:and|or|\\text\s?\{\s?(?:and|or)\s?\}|\\quad|\\qquad)?[\s$,;&]{0,9}")
+BETWEEN_BOXES = re.compile(r"(?:[\s$,;&]|\\q?quad|\\[()]|\\text\s?\{\s?(?:and|or|,)\s?\}|and|or){0,12}")
 # A box without braces: "\boxed\frac{3}{4}", "\boxed 42".
 BARE_BOX = re.compile(r"\\[a-z]+(?:\{[^{}]{0,100}\}){1,2}|[^\s${}\\]{1,100}")
 
@@ -84,9 +84,10 @@ DISPLAY = re.compile(r"(?:\\\[|\$\$)\s{0,9}(.{1,400}?)\s{0,9}(?:\\\]|\$\$)", re.
 SENTENCE_END = re.compile(
     r"(?<=[^\d\s])\.\s"  # a full stop and a space, not after a digit, as in "x + y. so it is"
     r"|\.\s{1,3}[A-Z]"  # a full stop, spaces and a capital letter, as in "42. I am sure"
-    r"|[.!?]['\"*)]{0,3}$|。|[!?]\s"  # at the end, as in "42." and "42!"
+    r"|[.!?]['\"*)]{0,3}$|。|[!?]\s|\.?\s?<\|"  # at the end, as in "42." and "42!"
     r"|,?\s(?:because|since|as|so|which|where|when|hence|thus|therefore|but|i\.e\.)\s"
 )
+IS = re.compile(r"\s(?:is|are|equals)\s")
 NOT_THIS_BUT_THAT = re.compile(r"not\s.{1,60}?\bbut\s")
 
 
@@ -96,13 +97,15 @@ def after_mark(text: str) -> str:
     if display := DISPLAY.match(text):
         return display[1]
     line = NOT_THIS_BUT_THAT.sub("", text.partition("\n")[0][:LONGEST], count=1)
-    if line.startswith("$") and line.count("$") % 2 == 0 or line.startswith("\\("):
-        return cut(line, SENTENCE_END.search(line, max(line.find("$", 1), line.find("\\)"))))
-    return cut(line, SENTENCE_END.search(line))
-
-
-def cut(line: str, end: re.Match | None) -> str:
-    return (line[: end.start()] if end else line).strip(" \t*_")
+    # A formula may hold what would end a sentence.
+    first = 0
+    if line.startswith("\\(") or (line.startswith("$") and line.count("$") % 2 == 0):
+        first = max(line.find("$", 1), line.find("\\)"))
+    end = SENTENCE_END.search(line, first)
+    line = line[: end.start()] if end else line
+    if len(line.split()) > 3 and (said := IS.split(line)[-1].strip()):  # "The largest n is 34" after "Final Answer:"
+        line = said
+    return line.strip(" \t*_")
 
 
 # ---- the parts of a response ----
@@ -148,12 +151,27 @@ def announced(text: str) -> str | None:
     return after_mark(text[max(ends) :]) if ends else None
 
 
+EQUALS = re.compile(r"(?<![<>!:=])=")
+
+
 def after_equals(text: str) -> str | None:
-    """What follows the last "=", if it is short and on one line; None else."""
-    if "=" not in text:
+    """What follows the last "=", if it is short and on one line; None else, and in a text with formulas of LaTeX."""
+    if "=" not in text or "$" in text or "\\" in text:
         return None
-    result = text.rpartition("=")[2].strip()
-    return result if result and "\n" not in result and len(result.split()) <= 6 else None
+    result = EQUALS.split(text)[-1].strip()
+    return result if result and result != text.strip() and "\n" not in result and len(result.split()) <= 6 else None
+
+
+def bare(answer: str) -> str:
+    """A right answer as a data file has it, without a box, delimiters of a formula or a list of one: "$x$" is x."""
+    answer = answer.strip()
+    if "\\boxed" in answer or "\\fbox" in answer:
+        answer = (last_boxed(answer) or answer).strip()
+    for opening, closing in (('["', '"]'), ("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]")):
+        inner = answer[len(opening) : len(answer) - len(closing)]
+        if answer.startswith(opening) and answer.endswith(closing) and inner.strip() and opening[0] not in inner:
+            answer = inner.strip()
+    return answer
 
 
 # A number as prose has it: "-3", "$1,234.50", "3/4", "12%", ".5", "3:4".
@@ -164,7 +182,7 @@ FORMULA = re.compile(r"\$([^$\n]{1,300})\$|\\\(([^\n]{1,300}?)\\\)|\\\[(.{1,300}
 def last_of_prose(text: str) -> str | None:
     """The last formula or number of a text, or None where it is no prose: of three words or fewer, or without two
     letters side by side near its end. "12 04" and "x = 3" are no prose."""
-    if len(text.split()) <= 3 or not re.search(r"[A-Za-z]{2}", text[-PROSE_TAIL:]):
+    if (len(text.split()) <= 3 and text.isascii()) or not re.search(r"[^\W\d_]{2}", text[-PROSE_TAIL:]):
         return None
     text = text[-PROSE_TAIL:]
     numbers = list(NUMBER.finditer(text))

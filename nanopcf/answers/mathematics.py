@@ -19,7 +19,6 @@ from pathlib import Path
 
 from nanopcf.answers.comparing import KNOWN, LETTER, equal, is_formula
 from nanopcf.answers.numbers import read_number
-from nanopcf.run import log
 
 STARTING_S = 60.0  # to import sympy takes seconds, and longer on a busy machine
 INSTALL = 'pip install -e ".[math]"'
@@ -43,6 +42,7 @@ class MathVerify:
         self.limit_s = limit_s
         self.killed = 0  # how many processes
         self.process: subprocess.Popen | None = None
+        self.lock = threading.Lock()  # one question at a time
 
     def __enter__(self) -> "MathVerify":
         return self
@@ -79,16 +79,17 @@ class MathVerify:
         return line
 
     def ask(self, kind: str, said: object, gold: object, places: int = -1) -> bool:
-        if self.process is None:
-            self.start()
-        with contextlib.suppress(OSError):  # the worker has died
-            self.process.stdin.write(json.dumps([kind, said, gold, places]) + "\n")
-            self.process.stdin.flush()
-            if reply := self.line(self.limit_s):
-                return reply == "true\n"
-        self.stop()
-        self.killed += 1
-        return False
+        with self.lock:
+            if self.process is None:
+                self.start()
+            with contextlib.suppress(OSError):  # the worker has died
+                self.process.stdin.write(json.dumps([kind, said, gold, places]) + "\n")
+                self.process.stdin.flush()
+                if reply := self.line(self.limit_s):
+                    return reply == "true\n"
+            self.stop()
+            self.killed += 1
+            return False
 
     def __call__(self, response: str, answer: str) -> float:
         # the final answer stands at the end of a response
@@ -96,6 +97,8 @@ class MathVerify:
 
 
 # ---- formulas by value ----
+
+RELATION = re.compile(r"(\\leq|\\geq|[<>=])")
 
 
 @cache
@@ -106,13 +109,12 @@ def shared() -> MathVerify:
 
 @lru_cache(maxsize=10_000)
 def by_value(said: str, gold: str) -> bool:
-    """Two formulas in tidy LaTeX, or two equations. False without math-verify."""
+    """Two formulas in tidy LaTeX, or two relations such as y = 2x. False without math-verify."""
     if not installed():
         return False
     said, gold = renamed(said, gold)
-    sides = said.split("="), gold.split("=")
-    if len(sides[0]) == 2:
-        return shared().ask("equation", *sides)
+    if RELATION.search(gold):
+        return shared().ask("relation", *([p.strip() for p in RELATION.split(t)] for t in (said, gold)))
     decimals = [d for t in (said, gold) if (d := read_number(t)) and d.places > 2]
     return shared().ask("value", said, gold, decimals[0].places if len(decimals) == 1 else -1)
 
@@ -124,7 +126,7 @@ def renamed(*texts: str) -> list[str]:
 
     def name(m: re.Match) -> str:
         letter = re.sub(r"[\s{}]", "", m[0])
-        if letter in ("e", "i", r"\pi") or (m[1] and letter == "\\" + m[1] and m[1] in KNOWN):
+        if letter in ("e", "i", r"\pi", r"\leq", r"\geq") or (m[1] and letter == "\\" + m[1] and m[1] in KNOWN):
             return m[0] + " "
         return names.setdefault(letter, f"x_{{{len(names) + 1}}}")
 
@@ -159,6 +161,7 @@ def announce_golds(source: str, golds: list[tuple[int, str]]) -> None:
     """Say on stderr which right answers of a file (line, answer) no response can give, since they don't equal
     themselves in a box, and how many are formulas that only math-verify compares by value, where it isn't installed."""
     from nanopcf.rewards import verify
+    from nanopcf.run import log
 
     lost = [(line, gold) for line, gold in golds if not verify(f"\\boxed{{{gold}}}", gold)]
     if lost:

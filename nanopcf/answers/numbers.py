@@ -19,7 +19,7 @@ NUMBER = re.compile(
     rf"|10\s?\^\s?\{{?(?P<power>[-+]?\d{{1,4}})\}}?"
     rf"|(?P<decimal>{DIGITS}))"
 )
-UNIT_PART = re.compile(r"[A-Za-z]{1,30}|[%＄]|\^\s?\{?-?\d\}?|[/*.]|\S")  # of "cm^2", "miles per hour", "kg*m/s^2"
+UNIT_PART = re.compile(r"[^\W\d_]{1,30}|[%＄]|\^\s?\{?-?\d\}?|[/*.]|\S")  # of "cm^2", "miles per hour", "kg*m/s^2"
 
 MEASURES = {  # units of which one is never the other
     "%": "%",
@@ -123,13 +123,15 @@ def read_unit(text: str, currency: bool) -> str | None:
     if base := re.fullmatch(r"\s?_\{?(\d{1,2})\}?\s?", text):
         return "_" + base[1]  # the base of a numeral
     marked, parts = "«" in text, UNIT_PART.findall(re.sub(r"[«»()]", " ", text))
-    if len(parts) > 8 or not all(re.match(r"[A-Za-z%＄^/*.]", part) for part in parts):
+    if len(parts) > 8 or not all(re.match(r"[^\W\d_]|[%＄^/*.]", part) for part in parts):
         return None
     words = [measure(part) for part in parts if part != "."]
+    if not words:
+        return None
     first = parts[0]
     known = len(first) > 1 and words[0] in MEASURES.values() or first in "%＄"
-    apart = text.startswith(" ") and len(first) > 3 and first.isalpha()
-    if not words or not (marked or known or apart) or (marked and first in "^/*"):
+    apart = (text.startswith(" ") and len(first) > 3 and first.isalpha()) or not first.isascii()
+    if not (marked or known or apart) or (marked and first in "^/*"):
         return None
     return "＄" if currency and set(words) == {"＄"} else " ".join(words)
 

@@ -25,11 +25,13 @@ SPELLINGS = [
     (r"\\(?:displaystyle|textstyle|limits|tiny|small|large|Large|LARGE|huge|Huge|rm|bf|it)(?![A-Za-z])", ""),
     (r"\\[hv]space\*?\{[^{}]{0,20}\}|\\phantom\{[^{}]{0,20}\}", " "),
     (r"\\begin\{array\}\{[^{}]{0,30}\}", r"\\begin{array}"),
-    (r",\s?\\!", ","),
+    (r",\s?\\!\s?", ","),
     (r"\\!", ""),
-    (r"\\[,;:> ]|~|\\q?quad(?![A-Za-z])", " "),
+    (r"\\[,;:> ]|~|\\q?quad", " "),
     (r"\{\s?,\s?\}", ","),
     (r"(?:\\\$|\\(?:textdollar|pounds|euro)(?![A-Za-z])|\bUSD\b)", "＄"),
+    (r"_\s?\{\s?\\(?:text|mathrm|rm|textrm)\s?\{([^{}]{1,20})\}\s?\}", r"_{\1}"),
+    (r"\^\s?\{?\s?\\prime(?![A-Za-z])\s?\}?", "'"),
     (r"\\(?:text|textrm|textnormal|mbox|mathrm|operatorname|textup)\s?\*?\{\s?([eidx])\s?\}", r" \1 "),
     (rf"\\(?:text|mathrm|operatorname)\s?\*?\{{\s?({FUNCTIONS.replace(' ', '|')})\s?\}}", r"\\\1 "),
     (r"\\(?:mathbf|mathit|boldsymbol|bm|textbf|textit|emph|mathsf|underline|mathcal)\s?\{([^{}]{1,400})\}", r"\1"),
@@ -71,18 +73,10 @@ SPELLINGS = [(re.compile(pattern), by) for pattern, by in SPELLINGS]
 DELIMITERS = re.compile(r"\\[()\[\]]|\$\$")
 
 
-def strip_delimiters(text: str) -> str:
-    """An answer as a data file has it, without what encloses it: "$x$", "\\(x\\)" and "\\[x\\]" are x."""
-    text = text.strip()
-    for opening, closing in ((r"\(", r"\)"), (r"\[", r"\]"), ("$$", "$$"), ("$", "$")):
-        inner = text[len(opening) : len(text) - len(closing)]
-        if text.startswith(opening) and text.endswith(closing) and opening not in inner and closing not in inner:
-            return inner.strip() or text
-    return text
-
-
 def tidy(text: str) -> str:
     """One spelling. A text of any length; what is beyond 2,000 characters is cut off."""
+    if "\\begin" not in text:
+        text = re.sub(r"\\\\(?=[A-Za-z])", r"\\", text)  # a backslash that was escaped twice
     text = DELIMITERS.sub(" ", text.translate(WORD_SIGNS).replace("\\\\", "\x00")[:2000])
     text = text.replace(r"\$", "＄")
     if text.count("$") % 2:  # one that encloses nothing is a currency
@@ -90,7 +84,10 @@ def tidy(text: str) -> str:
     text = text.replace("$", " ").replace("€", "＄").replace("£", "＄")
     for pattern, by in SPELLINGS:
         text = pattern.sub(by, text)
-    return text.strip(" *").rstrip(".,;: ").strip().replace("\x00", "\\\\")
+    text = text.strip(" *").rstrip(".,;:\\ ").strip()
+    if text.endswith(")") and text.count(")") > len(re.findall(r"[(\[]", text)):  # "(35 + 70 = 105)." after the "="
+        text = text[:-1]
+    return text.replace("\x00", "\\\\")
 
 
 MARKS = re.compile(r"[\s«»]")

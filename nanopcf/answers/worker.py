@@ -6,16 +6,18 @@ imported here. A question is [kind, said, gold, places]:
 value      two formulas. math-verify decides, but first their values at four points must agree to 20 digits: it
            calls sqrt(2)e-15 and 0 equal. `places` is the number of digits after the point where one of them is a
            decimal that may stand for the rounded value of the other, and -1 where none may.
-equation   two equations, [left, right] each: the difference of the sides of one is a multiple of the other's, and
-           neither is true of everything, as 0=0 and x=x are.
+relation   two equations or inequalities, [left, sign, right] each: the difference of the sides of one is a multiple of
+           the other's, and neither is the same on both sides, as 0=0 and x=x are.
 whole      a response and an answer, found and compared by math-verify alone
 """
 
 import contextlib
 import json
 import logging
+import re
 import sys
 
+TURNED = {"<": ">", ">": "<", "\\leq": "\\geq", "\\geq": "\\leq"}
 MEMORY_BYTES = 4 << 30
 POINTS = ((2, 7), (-3, 11), (5, 3), (-1, 13))  # of the letters: letter k is a + k * b / 17 + 1/9
 
@@ -36,8 +38,8 @@ def main() -> None:
         with contextlib.suppress(Exception):  # whatever sympy raises, the worker goes on
             if kind == "whole":
                 equal = bool(math_verify.verify(read(f"\\boxed{{{gold}}}"), read(said), timeout_seconds=None))
-            elif kind == "equation":
-                equal = same_equation(said, gold)
+            elif kind == "relation":
+                equal = same_relation(said, gold)
             else:
                 equal = same_value(said, gold, places)
         print(json.dumps(equal), file=answers, flush=True)
@@ -75,14 +77,14 @@ def values(expression, letters: list) -> list:
 
 def same_value(said: str, gold: str, places: int) -> bool:
     from math_verify import verify
-    from sympy import Float, Integer
+    from sympy import Float, Rational
 
     a, b = formula(said), formula(gold)
     letters = sorted(a.free_symbols | b.free_symbols, key=str)
     if places > 0 and not letters:
-        (x,), (y,) = values(a, []), values(b, [])
-        step = Integer(10) ** -places
-        return bool(abs(x) >= 100 * step and abs(x - y) <= step / 2 * (1 + Float("1e-9")))
+        exact = [Rational(t) if re.fullmatch(r"-?\d*\.\d+", t) else values(f, [])[0] for t, f in ((said, a), (gold, b))]
+        step = Rational(1, 10**places)
+        return bool(abs(exact[0]) >= 100 * step and abs(exact[0] - exact[1]) <= step / 2)
     if a.is_infinite or b.is_infinite:
         return bool(a == b)
     for x, y in zip(values(a, letters), values(b, letters), strict=True):
@@ -94,14 +96,19 @@ def same_value(said: str, gold: str, places: int) -> bool:
     return bool(verify([b], [a], timeout_seconds=None)) or bool(letters) or a.equals(b) is True
 
 
-def same_equation(said: list[str], gold: list[str]) -> bool:
+def same_relation(said: list[str], gold: list[str]) -> bool:
+    """[left, sign, right] each."""
     from sympy import simplify
 
-    ours, theirs = (formula(left) - formula(right) for left, right in (said, gold))
+    ours, theirs = (formula(left) - formula(right) for left, _, right in (said, gold))
     if simplify(ours) == 0 or simplify(theirs) == 0 or ours.free_symbols != theirs.free_symbols:
         return False
     ratio = simplify(ours / theirs)
-    return bool(ratio.is_number and ratio.is_finite and ratio != 0)
+    if not (ratio.is_number and ratio.is_finite and ratio != 0):
+        return False
+    if said[1] == gold[1]:
+        return said[1] == "=" or bool(ratio > 0)
+    return TURNED.get(said[1]) == gold[1] and bool(ratio < 0)
 
 
 if __name__ == "__main__":
