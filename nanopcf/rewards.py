@@ -44,7 +44,7 @@ def final_answer(response: str, strict: bool = False) -> str:
     for place in (finding.tagged, finding.last_boxed, finding.after_hashes, finding.announced, finding.after_equals):
         answer = place(text)
         if answer is not None:
-            return answer if place is not finding.tagged else final_answer(answer, strict)
+            return answer if place is not finding.tagged else final_answer(answer, strict=True)
     answer = None if strict else finding.last_of_prose(text)
     if answer is None:
         answer = text if len(text) <= finding.LONGEST else ""

@@ -4,6 +4,8 @@ Nothing here knows the right answer. Every pattern is bounded, so that no text t
 take less than 50 ms (tested).
 """
 
+import contextlib
+import json
 import re
 
 TAIL = 20_000  # characters at the end that are searched: the answer stands there
@@ -14,7 +16,7 @@ LONGEST = 400  # characters of an answer
 
 BOX = re.compile(r"\\(?:boxed|fbox|framebox)(?![A-Za-z])[ \t]{0,3}")
 GROUP_EDGE = re.compile(r"\\.|[{}]", re.DOTALL)  # a brace, or a pair such as \{, which is no edge of a group
-# What may stand between two boxes that hold the parts of one answer: "$\boxed{3}, \boxed{4}$", "\boxed{3} and \boxed{4}".
+# What may stand between two boxes that hold the parts of one answer: "$\boxed{3}, \boxed{4}$"
 BETWEEN_BOXES = re.compile(r"(?:[\s$,;&]|\\q?quad|\\[()]|\\text\s?\{\s?(?:and|or|,)\s?\}|and|or){0,12}")
 # A box without braces: "\boxed\frac{3}{4}", "\boxed 42".
 BARE_BOX = re.compile(r"\\[a-z]+(?:\{[^{}]{0,100}\}){1,2}|[^\s${}\\]{1,100}")
@@ -56,7 +58,7 @@ def last_boxed(text: str) -> str | None:
     None where there is no box, "" where the last one is cut off or empty.
     """
     text = text[-TAIL:]
-    found = boxes(text)
+    found = boxes(text) if "box" in text else []
     if not found:
         return None
     start, _, content = found.pop()
@@ -78,7 +80,6 @@ ANNOUNCED = re.compile(
 )
 # "### Answer" and "**Final Answer**" on a line of their own
 HEADING = re.compile(r"^[#*_ \t]{1,9}(?:final )?answer[*_: \t]{0,6}$", re.IGNORECASE | re.MULTILINE)
-DISPLAY = re.compile(r"(?:\\\[|\$\$)\s{0,9}(.{1,400}?)\s{0,9}(?:\\\]|\$\$)", re.DOTALL)
 
 # Where an announced answer ends. A decimal point is no end: "3.5" stays whole.
 SENTENCE_END = re.compile(
@@ -92,10 +93,11 @@ NOT_THIS_BUT_THAT = re.compile(r"not\s.{1,60}?\bbut\s")
 
 
 def after_mark(text: str) -> str:
-    """The answer at the start of what follows an announcement: a formula of its own lines, or the rest of a sentence."""
+    """The answer at the start of what follows an announcement: a formula on its own lines, or the rest of a sentence."""
     text = text.lstrip(" \t\r\n*_:").removeprefix("：")
-    if display := DISPLAY.match(text):
-        return display[1]
+    for opening, closing in (("\\[", "\\]"), ("$$", "$$")):
+        if text.startswith(opening) and (end := text.find(closing, 2, LONGEST)) > 0:
+            return text[2:end].strip()
     line = NOT_THIS_BUT_THAT.sub("", text.partition("\n")[0][:LONGEST], count=1)
     # A formula may hold what would end a sentence.
     first = 0
@@ -138,6 +140,8 @@ def tagged(text: str) -> str | None:
 
 def after_hashes(text: str) -> str | None:
     """What follows the last "####" of GSM8K on its line, or None."""
+    if "####" not in text:
+        return None
     marks = [m for m in re.finditer(r"####[ \t]*", text) if not HEADING.match(text, m.start())]
     if not marks:
         return None
@@ -163,26 +167,29 @@ def after_equals(text: str) -> str | None:
 
 
 def bare(answer: str) -> str:
-    """A right answer as a data file has it, without a box, delimiters of a formula or a list of one: "$x$" is x."""
+    """A right answer as a data file has it, without a box, the delimiters of a formula, or a list around it."""
     answer = answer.strip()
-    if "\\boxed" in answer or "\\fbox" in answer:
+    if answer.startswith('["'):
+        with contextlib.suppress(ValueError, RecursionError):  # no JSON after all
+            return ", ".join(bare(str(part)) for part in json.loads(answer))
+    if BOX.search(answer):
         answer = (last_boxed(answer) or answer).strip()
-    for opening, closing in (('["', '"]'), ("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]")):
-        inner = answer[len(opening) : len(answer) - len(closing)]
-        if answer.startswith(opening) and answer.endswith(closing) and inner.strip() and opening[0] not in inner:
-            answer = inner.strip()
+    for opening, closing in (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]")):
+        inner = answer[len(opening) : len(answer) - len(closing)].strip()
+        if answer.startswith(opening) and answer.endswith(closing) and inner and opening not in inner:
+            answer = inner
     return answer
 
 
 # A number as prose has it: "-3", "$1,234.50", "3/4", "12%", ".5", "3:4".
 NUMBER = re.compile(r"-?\$?\d[\d,]*(?:\.\d+)?(?:[/:]\d+)?%?|-?\.\d+")
-FORMULA = re.compile(r"\$([^$\n]{1,300})\$|\\\(([^\n]{1,300}?)\\\)|\\\[(.{1,300}?)\\\]", re.DOTALL)
+FORMULA = re.compile(r"\$([^$\n]{1,300})\$|\\[(\[]((?:[^\\]|\\[^()\[\]]){1,300})\\[)\]]")
 
 
 def last_of_prose(text: str) -> str | None:
     """The last formula or number of a text, or None where it is no prose: of three words or fewer, or without two
     letters side by side near its end. "12 04" and "x = 3" are no prose."""
-    if (len(text.split()) <= 3 and text.isascii()) or not re.search(r"[^\W\d_]{2}", text[-PROSE_TAIL:]):
+    if (len(text.split()) <= 3 and text.isascii()) or not re.search(r"(?<![\\\w])[^\W\d_]{2}", text[-PROSE_TAIL:]):
         return None
     text = text[-PROSE_TAIL:]
     numbers = list(NUMBER.finditer(text))
@@ -190,7 +197,7 @@ def last_of_prose(text: str) -> str | None:
     formulas = [
         (m.end(), content)
         for m in FORMULA.finditer(text)
-        if not re.search(r"(?<![\\A-Za-z{])[A-Za-z]{3}", content := m[1] or m[2] or m[3])
+        if not re.search(r"(?<![\\A-Za-z{])[A-Za-z]{3}", content := m[1] or m[2])
     ]
     if formulas and not (numbers and numbers[-1].start() > formulas[-1][0]):
         return formulas[-1][1].strip()

@@ -2,7 +2,8 @@
 
 math-verify reads LaTeX with sympy. On an answer that a model made up that can take minutes or gigabytes, and its own
 time limit is a signal, which cannot interrupt a loop in C. So it runs in a process of its own (`worker.py`). A question
-that takes longer than a second is answered with no, the process is killed, and the next question starts a new one.
+that takes longer than a second is answered with no. Where the process doesn't say so by itself, it is killed, and the
+next question starts a new one.
 """
 
 import atexit
@@ -17,9 +18,10 @@ from collections.abc import Callable
 from functools import cache, lru_cache
 from pathlib import Path
 
-from nanopcf.answers.comparing import KNOWN, LETTER, equal, is_formula
+from nanopcf.answers.comparing import KNOWN, LETTER, equal
 from nanopcf.answers.numbers import read_number
 
+GRACE_S = 1.0  # for the process to give up by itself: a new one needs seconds to start
 STARTING_S = 60.0  # to import sympy takes seconds, and longer on a busy machine
 INSTALL = 'pip install -e ".[math]"'
 
@@ -32,7 +34,7 @@ def installed() -> bool:
 class MathVerify:
     """`with MathVerify() as checker: checker(response, answer)` -> 1.0 or 0.0, like `rewards.verify`.
 
-    It never raises because of an answer, and never takes longer than `limit_s` for one. Raises ValueError when
+    It never raises because of an answer, and takes `limit_s` for one at most (GRACE_S more when it has to be killed). Raises ValueError when
     math-verify is not installed.
     """
 
@@ -52,7 +54,7 @@ class MathVerify:
 
     def start(self) -> None:
         # -P: the folder of worker.py is no place to import from. A session of its own: Ctrl-C is for the run alone.
-        command = [sys.executable, "-P", str(Path(__file__).with_name("worker.py"))]
+        command = [sys.executable, "-P", str(Path(__file__).with_name("worker.py")), str(self.limit_s)]
         pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8")
         self.process = subprocess.Popen(command, start_new_session=True, **pipes)
         atexit.register(self.stop)
@@ -85,7 +87,7 @@ class MathVerify:
             with contextlib.suppress(OSError):  # the worker has died
                 self.process.stdin.write(json.dumps([kind, said, gold, places]) + "\n")
                 self.process.stdin.flush()
-                if reply := self.line(self.limit_s):
+                if reply := self.line(self.limit_s + GRACE_S):
                     return reply == "true\n"
             self.stop()
             self.killed += 1
@@ -126,8 +128,8 @@ def renamed(*texts: str) -> list[str]:
 
     def name(m: re.Match) -> str:
         letter = re.sub(r"[\s{}]", "", m[0])
-        if letter in ("e", "i", r"\pi", r"\leq", r"\geq") or (m[1] and letter == "\\" + m[1] and m[1] in KNOWN):
-            return m[0] + " "
+        if letter in ("e", "i") or m[1] in KNOWN:
+            return m[0]
         return names.setdefault(letter, f"x_{{{len(names) + 1}}}")
 
     return [re.sub(r"\*", r"\\cdot ", LETTER.sub(name, t)) for t in texts]
@@ -136,8 +138,8 @@ def renamed(*texts: str) -> list[str]:
 # ---- verifiers by name ----
 
 
-def verifier(name: str) -> Callable[[str, str], float]:
-    """(response, answer) -> 1.0 or 0.0, by name.
+def verifier(name: str) -> Callable[..., float]:
+    """(response, answer) -> 1.0 or 0.0, by name; those of ours take `strict` too.
 
     ours         texts and numbers alone
     auto         formulas by math-verify too, where it is installed
@@ -151,26 +153,4 @@ def verifier(name: str) -> Callable[[str, str], float]:
         raise ValueError(f"--verifier must be ours, math-verify or auto, got {name!r}")
     if name == "auto":
         return rewards.verify
-    return lambda response, answer: float(equal(rewards.final_answer(response), answer))
-
-
-# ---- what a run says of its right answers ----
-
-
-def announce_golds(source: str, golds: list[tuple[int, str]]) -> None:
-    """Say on stderr which right answers of a file (line, answer) no response can give, since they don't equal
-    themselves in a box, and how many are formulas that only math-verify compares by value, where it isn't installed."""
-    from nanopcf.rewards import verify
-    from nanopcf.run import log
-
-    lost = [(line, gold) for line, gold in golds if not verify(f"\\boxed{{{gold}}}", gold)]
-    if lost:
-        named = ", ".join(f"line {line} {gold!r:.40}" for line, gold in lost[:5])
-        more = f" and {len(lost) - 5:,} more" if len(lost) > 5 else ""
-        log.announce(f"{source}: {len(lost):,} of {len(golds):,} answers can't be given in a box: {named}{more}")
-    if not installed():
-        count = sum(is_formula(gold) for _, gold in golds)
-        if count:
-            log.announce(
-                f"{source}: {count:,} of {len(golds):,} answers are formulas: {INSTALL} compares them by value"
-            )
+    return lambda response, answer, strict=False: float(equal(rewards.final_answer(response, strict), answer, strict))

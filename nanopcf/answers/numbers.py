@@ -6,11 +6,12 @@ notation ("2.75 \\times 10^{11}", "1e5"), degrees and currencies. What has to be
 
 import re
 from fractions import Fraction
+from functools import lru_cache
 from typing import NamedTuple
 
 DIGITS = r"(?:\d{1,3}(?:,\d{3}){1,20}|\d{1,3}(?:[ ']\d{3}){1,20}|\d{1,400})(?:\.\d{0,400})?|\.\d{1,400}"
 NUMBER = re.compile(
-    rf"(?P<sign>[-+]?)\s?(?P<currency>＄?)\s?(?P<sign2>-?)(?:"
+    rf"(?=[-+ ＄]{{0,4}}[\d\\.])(?P<sign>[-+]?)\s?(?P<currency>＄?)\s?(?P<sign2>-?)(?:"
     rf"(?P<whole>\d{{1,100}})(?P<gap>\s?)\\frac\{{(?P<num>\d{{1,100}})\}}\s?\{{(?P<den>\d{{1,100}})\}}"  # 3\frac{1}{2}
     rf"|(?P<whole2>\d{{1,100}})[ +]{{1,3}}(?P<num2>\d{{1,100}})/(?P<den2>\d{{1,100}})"  # 3 1/2
     rf"|\\frac\{{\s?(?P<top>-?(?:{DIGITS}))\s?\}}\s?\{{\s?(?P<bottom>-?(?:{DIGITS}))\s?\}}"
@@ -64,6 +65,7 @@ MEASURES = {  # units of which one is never the other
 }
 MEASURES = {name: unit for unit, names in MEASURES.items() for name in (unit, *names.split())}
 
+
 class Number(NamedTuple):
     value: Fraction  # as it is written: 50 for "50%"
     unit: str  # "" for none
@@ -78,6 +80,7 @@ def exact(text: str) -> Fraction:
     return Fraction(re.sub(r"[ ,']", "", text))
 
 
+@lru_cache(maxsize=10_000)
 def read_number(text: str) -> Number | None:
     """The number that a whole tidy text is, or None. Raises nothing."""
     text = text.strip()
@@ -129,7 +132,7 @@ def read_unit(text: str, currency: bool) -> str | None:
     if not words:
         return None
     first = parts[0]
-    known = len(first) > 1 and words[0] in MEASURES.values() or first in "%＄"
+    known = (len(first) > 1 and words[0] in MEASURES.values()) or first in "%＄"
     apart = (text.startswith(" ") and len(first) > 3 and first.isalpha()) or not first.isascii()
     if not (marked or known or apart) or (marked and first in "^/*"):
         return None

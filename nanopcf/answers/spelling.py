@@ -6,6 +6,7 @@ takes marks and spaces out: two answers that are then the same are equal as text
 """
 
 import re
+from functools import lru_cache
 
 FUNCTIONS = "arcsin arccos arctan arccot sinh cosh tanh coth sin cos tan cot sec csc ln log lg exp max min gcd lcm det"
 
@@ -66,6 +67,7 @@ SPELLINGS = [
     (r"\\colon(?![A-Za-z])", ":"),
     (r"([\^_])\s?(\d{2,20})", r"\1{\2}"),  # 2^10 is meant as 2^{10}
     (r"([\^_])\s{0,3}\{\s?(\\?[A-Za-z]|\d)\s?\}", r"\1\2 "),
+    (r"(\^(?:\w|\{[^{}]{1,20}\}))\s?(_(?:\w|\{[^{}]{1,20}\}))", r"\2\1"),
     (r"\s{2,}", " "),
 ]
 SPELLINGS = [(re.compile(pattern), by) for pattern, by in SPELLINGS]
@@ -73,8 +75,14 @@ SPELLINGS = [(re.compile(pattern), by) for pattern, by in SPELLINGS]
 DELIMITERS = re.compile(r"\\[()\[\]]|\$\$")
 
 
+PLAIN = re.compile(r"-?[\d., ]{1,400}%?|[A-Za-z]{1,2}")  # these have one spelling
+
+
+@lru_cache(maxsize=10_000)
 def tidy(text: str) -> str:
     """One spelling. A text of any length; what is beyond 2,000 characters is cut off."""
+    if PLAIN.fullmatch(text):
+        return text.strip().rstrip("., ")
     if "\\begin" not in text:
         text = re.sub(r"\\\\(?=[A-Za-z])", r"\\", text)  # a backslash that was escaped twice
     text = DELIMITERS.sub(" ", text.translate(WORD_SIGNS).replace("\\\\", "\x00")[:2000])
