@@ -40,6 +40,8 @@ def equal(said: str, gold: str, strict: bool = False, by_value: Callable[[str, s
     said, gold = tidy(said), tidy(gold)
     if not squeeze(said) or not squeeze(gold):
         return False
+    if choice := re.fullmatch(r"\(?([A-J])[).]?|\(([A-J])\)\s?«?[A-Za-z ]{2,}»?", re.sub(r"^«|»$", "", gold)):
+        return chosen(said) == (choice[1] or choice[2])
     try:
         return same(both_signs(said), both_signs(gold), How(strict, by_value))
     except RecursionError:  # hundreds of brackets in brackets
@@ -132,14 +134,14 @@ def cells(text: str) -> list[list[str]] | None:
 
 def same(said: str, gold: str, how: How) -> bool:
     """Of two tidy texts."""
-    said, gold = said.strip().removeprefix("+"), gold.strip().removeprefix("+")
+    said, gold = said.strip(), gold.strip()
+    if SIGN.search(gold):  # +x is x
+        said, gold = said.removeprefix("+"), gold.removeprefix("+")
     ours, theirs = read_number(said), read_number(gold)
     if ours and theirs:
         return numbers.equal_numbers(ours, theirs, how.strict)
     if squeeze(said) == squeeze(gold) or (theirs and decimal_comma(said, gold)):
         return True
-    if choice := re.fullmatch(r"\(?([A-J])[).]?|\(([A-J])\)\s?«?[A-Za-z ]{2,}»?", re.sub(r"^«|»$", "", gold)):
-        return chosen(said) == (choice[1] or choice[2])
     if is_words(gold):
         return words(said) == words(gold) if is_words(said) else False
     lists = [members(t) for t in (said, gold)]
@@ -166,7 +168,7 @@ def same(said: str, gold: str, how: How) -> bool:
         if number is not None:
             return numbers.equal_numbers(number, theirs, how.strict)
         return one_function(said) and by_value(said, gold, how)
-    return by_value(said, gold, how)
+    return bool(SIGN.search(gold)) and by_value(said, gold, how)
 
 
 def decimal_comma(said: str, gold: str) -> bool:
@@ -234,42 +236,53 @@ def is_name(side: str, value: str) -> bool:
 def same_relation(ours: list[str], theirs: list[str], how: How) -> bool:
     """One of the two holds =, <, ... Each: [side, sign, side, sign, side]."""
     ours, theirs = ([p.strip() for p in sides] for sides in (ours, theirs))
+    if ours[1::2] == theirs[1::2] and len(ours) != 3:  # every side of a chain counts
+        return all(same(a, b, how) for a, b in zip(ours[::2], theirs[::2], strict=True))
     ours, theirs = (plain_relation(sides) for sides in (ours, theirs))
-    if len(ours) == 1 or len(theirs) == 1 or "\\in" in (ours[1], theirs[1]):
-        ours, theirs = ([t] if len(sides) > 1 and (t := interval(sides)) else sides for sides in (ours, theirs))
-        # "x = 5" for "5", and "5" for "x = 5": what stands before the last sign is a name for the answer
-        for named in (ours, theirs):
-            said, value = read_number(named[0]), read_number(named[-1])
-            if said and value and said.share != value.share:  # 5 = 12
-                return False
-            signs, names = set(named[1::2]), named[:-1:2]
-            if not signs <= {"=", "\\in", "\\approx"} or not all(is_name(n, named[-1]) for n in names):
-                return False
-        return same(ours[-1], theirs[-1], how)
-    if ours[1::2] == theirs[1::2] == ["="]:
-        lefts, rights = (ours[0], theirs[0]), (ours[-1], theirs[-1])
-        if squeeze(lefts[0]) == squeeze(lefts[1]):
-            return same(*rights, how)
-        if squeeze(lefts[0]) == squeeze(rights[1]) and squeeze(rights[0]) == squeeze(lefts[1]):
-            return True
-        if {squeeze(t) for t in lefts} <= {"y", "f(x)", "g(x)", "h(x)"}:
-            return same(*rights, how)
-    if all(sign in TURNED for sign in ours[1::2] + theirs[1::2]) and ours[1] != theirs[1]:
+    if len(ours) == len(theirs) == 3:
+        return same_sides(ours, theirs, how)
+    if len(ours) == len(theirs) and all(sign in TURNED for sign in ours[1::2] + theirs[1::2]):
         ours = [TURNED.get(p, p) for p in reversed(ours)]
-    if ours[1::2] == theirs[1::2] and all(same(a, b, how) for a, b in zip(ours[::2], theirs[::2], strict=True)):
+        return ours[1::2] == theirs[1::2] and all(same(a, b, how) for a, b in zip(ours[::2], theirs[::2], strict=True))
+    ours, theirs = ([t] if len(sides) > 1 and (t := interval(sides)) else sides for sides in (ours, theirs))
+    for sides in (ours, theirs):
+        # "x = 5" for "5", and "5" for "x = 5": what stands before the last sign is a name for the answer.
+        first, last = read_number(sides[0]), read_number(sides[-1])
+        if first and last and first.share != last.share:  # 5 = 12
+            return False
+        if not set(sides[1::2]) <= {"=", "\\in", "\\approx"} or not all(is_name(n, sides[-1]) for n in sides[:-1:2]):
+            return False
+    return same(ours[-1], theirs[-1], how)
+
+
+def same_sides(ours: list[str], theirs: list[str], how: How) -> bool:
+    """Both are [left, sign, right]."""
+    (left, sign, right), (gold_left, gold_sign, gold_right) = ours, theirs
+    if {sign, gold_sign} <= {"=", "\\approx"} or sign == gold_sign:
+        if squeeze(left) == squeeze(gold_left):
+            return same(right, gold_right, how)
+        if sign == "=" and {squeeze(left), squeeze(gold_left)} <= {"y", "f(x)", "g(x)", "h(x)"}:
+            return same(right, gold_right, how)
+    if "\\in" in (sign, gold_sign) and sign != gold_sign:  # x \in (1,2) for 1 < x < 2
+        return same(interval(ours) or right, interval(theirs) or gold_right, how)
+    turned = TURNED.get(sign) == gold_sign or sign == gold_sign == "="
+    if turned and squeeze(left) == squeeze(gold_right) and same(right, gold_left, how):
         return True
-    one_each = len(ours) == len(theirs) == 3 and {ours[1], theirs[1]} <= {"=", *TURNED}
-    ours, theirs = " ".join(ours), " ".join(theirs)
-    return one_each and formulas(ours, theirs) and letters(ours) == letters(theirs) and how.by_value(ours, theirs)
+    if not {sign, gold_sign} <= {"=", *TURNED}:
+        return False
+    said, gold = " ".join(ours), " ".join(theirs)
+    return formulas(said, gold) and letters(said) == letters(gold) and how.by_value(said, gold)
 
 
 def plain_relation(sides: list[str]) -> list[str]:
-    """n \\equiv 5 \\pmod{17} says that n is 5; of 1/3 \\approx 0.33 the first is exact."""
+    """n \\equiv 5 \\pmod{17} says that n is 5; of 1/3 \\approx 0.33 the first is exact; a chain has two ends."""
     if len(sides) == 3 and sides[1] == "\\equiv":
         return [sides[0], "=", re.sub(r"\(?\s?(?:\\[pb]?mod|«\s?mod|mod)(?![a-z]).*$", "", sides[2]).strip()]
+    if len(sides) > 1 and not sides[0]:  # \approx 17.1
+        return plain_relation(sides[2:])
     if len(sides) > 3 and set(sides[1::2]) == {"="}:
         return [sides[0], "=", sides[-1]]
-    if "\\approx" in sides[1:] and (len(sides) > 3 or not re.search(r"[A-Za-z]", re.sub(r"\\\w+", "", sides[0]))):
+    if "\\approx" in sides and (len(sides) > 3 or not re.search(r"[A-Za-z]", re.sub(r"\\\w+", "", sides[0]))):
         return plain_relation(sides[: sides.index("\\approx")])
     return sides
 
@@ -336,16 +349,18 @@ NAMED = r"\\(?:overrightarrow|overline|vec|hat|bar|tilde|widehat)\{[^{}]{1,20}\}
 LETTER = re.compile(rf"(?:{NAMED}|\\([A-Za-z]+)|[A-Za-z])(?:_(?:\{{[^{{}}]{{1,20}}\}}|\w))?'{{0,3}}")
 
 
+SIGN = re.compile(r"[A-Za-z\\^+*/!|]|\d\s?-")  # what a formula has: "15 12 04" is none
+
+
 def formulas(*texts: str) -> bool:
-    """Can these be read as formulas, without anything that math-verify would guess at? One at least must be more than
-    digits: "15 12 04" is none."""
+    """Can these be read as formulas, without anything that math-verify would guess at?"""
     for text in texts:
         commands = set(re.findall(r"\\([A-Za-z]+)", re.sub(NAMED, "", text)))
         if not commands <= KNOWN | GREEK:
             return False
         if not text.strip() or re.search(r"[«»,;&]|\.\.\.|\\[^A-Za-z]|[A-Za-z]{4}", re.sub(r"\\[A-Za-z]+", " ", text)):
             return False
-    return any(re.search(r"[A-Za-z\\^+*/!]|\d\s?-", text) for text in texts)
+    return True
 
 
 def by_value(said: str, gold: str, how: How) -> bool:
@@ -382,4 +397,4 @@ def is_formula(gold: str) -> bool:
     plain = re.sub(
         r"\\frac\{-?\d+\}\{\d+\}|\\(?:infty|cup|emptyset|[{}\\])|\\(?:begin|end)\{\w+\}|«[^»]*»| degrees", " ", plain
     )
-    return bool(re.search(r"[A-Za-z\\^+*/!|]|\d\s?-", plain))
+    return bool(SIGN.search(plain))

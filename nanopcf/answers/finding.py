@@ -93,7 +93,7 @@ NOT_THIS_BUT_THAT = re.compile(r"not\s.{1,60}?\bbut\s")
 
 
 def after_mark(text: str) -> str:
-    """The answer at the start of what follows an announcement: a formula on its own lines, or the rest of a sentence."""
+    """The answer at the start of what follows an announcement: a formula on lines of its own, or a sentence's rest."""
     text = text.lstrip(" \t\r\n*_:").removeprefix("：")
     for opening, closing in (("\\[", "\\]"), ("$$", "$$")):
         if text.startswith(opening) and (end := text.find(closing, 2, LONGEST)) > 0:
@@ -155,7 +155,7 @@ def announced(text: str) -> str | None:
     return after_mark(text[max(ends) :]) if ends else None
 
 
-EQUALS = re.compile(r"(?<![<>!:=])=")
+EQUALS = re.compile(r"(?<![<>!:])=")
 
 
 def after_equals(text: str) -> str | None:

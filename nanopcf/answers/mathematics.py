@@ -34,8 +34,8 @@ def installed() -> bool:
 class MathVerify:
     """`with MathVerify() as checker: checker(response, answer)` -> 1.0 or 0.0, like `rewards.verify`.
 
-    It never raises because of an answer, and takes `limit_s` for one at most (GRACE_S more when it has to be killed). Raises ValueError when
-    math-verify is not installed.
+    It never raises because of an answer, and takes `limit_s` for one at most, GRACE_S more when it has to be killed.
+    Raises ValueError when math-verify is not installed.
     """
 
     def __init__(self, limit_s: float = 1.0) -> None:

@@ -53,15 +53,15 @@ MEASURES = {  # units of which one is never the other
     "mph": "mph",
     "am": "AM",
     "pm": "PM",
-    "k": "kelvin K",
-    "j": "joule J",
-    "n": "newton N",
-    "w": "watt W",
-    "v": "volt V",
-    "a": "ampere A",
-    "hz": "hertz Hz",
-    "c": "celsius C",
-    "f": "fahrenheit F",
+    "K": "kelvin",
+    "J": "joule",
+    "N": "newton",
+    "W": "watt",
+    "V": "volt",
+    "A": "ampere",
+    "Hz": "hertz",
+    "C": "celsius",
+    "F": "fahrenheit",
 }
 MEASURES = {name: unit for unit, names in MEASURES.items() for name in (unit, *names.split())}
 
@@ -140,10 +140,12 @@ def read_unit(text: str, currency: bool) -> str | None:
 
 
 def measure(word: str) -> str:
-    """One spelling of a unit's word."""
+    """One spelling of a unit's word. Capitals count in symbols: T is no t."""
     word = word.replace(" ", "").replace("{", "").replace("}", "")
+    if word in MEASURES or len(word) < 3:
+        return MEASURES.get(word, word)
     lower = word.lower()
-    return MEASURES.get(word) or MEASURES.get(lower) or MEASURES.get(lower.removesuffix("s")) or lower
+    return MEASURES.get(lower) or MEASURES.get(lower.removesuffix("s")) or lower
 
 
 def same_unit(a: str, b: str) -> bool:
@@ -153,7 +155,7 @@ def same_unit(a: str, b: str) -> bool:
 
 def is_measure(unit: str) -> bool:
     known = {*MEASURES.values(), "per", "square", "cubic", "/", "*"}
-    return all(word in known or word[0] in "_^" for word in unit.split())
+    return all(word in known or word[0] in "_^" or len(word) == 1 for word in unit.split())
 
 
 def equal_numbers(said: Number, gold: Number, strict: bool) -> bool:

@@ -17,7 +17,7 @@ WORD_SIGNS = str.maketrans(
     | {"∅": r"\emptyset ", "°": " degrees ", "≈": r"\approx ", "≡": r"\equiv ", "²": "^2", "³": "^3", "∠": r"\angle "}
     | {"½": r"\frac{1}{2}", "¼": r"\frac{1}{4}", "¾": r"\frac{3}{4}", "…": "...", "ℝ": r"\mathbb{R}"}
     | dict.fromkeys("\u00a0\u2009\u202f\t\n\r", " ")
-    | dict.fromkeys("\x00«»＄", "")
+    | dict.fromkeys("\x00«»＄", "?")
 )
 
 # (pattern, what it becomes), from top to bottom
