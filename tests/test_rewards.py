@@ -1,6 +1,5 @@
 """nanopcf.rewards: where people and models put answers, and which are right; whatever is thrown at it."""
 
-import json
 import random
 import time
 from pathlib import Path

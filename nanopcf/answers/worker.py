@@ -41,7 +41,7 @@ def main() -> None:
     import math_verify
 
     for latex in WARM_UP:
-        formula(latex)
+        read(f"\\boxed{{{latex}}}")
     print("ready", file=answers, flush=True)
     limit_s = float(sys.argv[1])
     signal.signal(signal.SIGPROF, give_up)
