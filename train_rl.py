@@ -60,7 +60,7 @@ class RLConfig(config.Config):
     chat: bool = False  # put each prompt into the model's chat template
     template: str = "{prompt}"  # text around each prompt
     drop_long: bool = False  # leave out prompts too long for an answer, and count
-    stop: tuple[str, ...] = ()  # strings that end an answer: "Question:" for a base model
+    stop: tuple[str, ...] = ()  # strings that end an answer, such as "Question:"
     seed: int = 0  # of the data order and the sampling
     threads: Natural = 0  # CPU threads (0: found by a probe)
     device: Device = "auto"  # auto, cpu, cuda or mps

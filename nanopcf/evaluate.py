@@ -43,8 +43,8 @@ class EvaluateConfig(config.Config):
     max_new_tokens: Count = 512  # longest answer, in tokens
     limit: Natural = 0  # at most so many problems per file (0: all)
     drop_long: bool = False  # leave out prompts that fill the context, and count them
-    stop: tuple[str, ...] = ()  # strings that end a completion: "Question:" for a base model
-    verifier: Literal["auto", "ours", "math-verify"] = "auto"  # auto: math-verify for formulas, if installed
+    stop: tuple[str, ...] = ()  # strings that end an answer, such as "Question:"
+    verifier: Literal["auto", "ours", "math-verify"] = "auto"  # auto, ours or math-verify
     slots: Natural = 0  # sequences generated at a time (0: what memory holds)
     seed: int = 0  # of the sampling
     threads: Natural = 0  # CPU threads (0: found by a probe)

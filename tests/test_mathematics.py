@@ -113,7 +113,7 @@ def test_the_real_one_on_answers_that_differ_in_form():
 def test_what_takes_too_long_is_wrong_and_soon():
     pytest.importorskip("math_verify")
     rewards.verify(r"\boxed{n+n}", "2n")  # the process has started
-    for said in ("n^{9^{9^{9}}}", "(" * 60 + "n" + ")!" * 60, r"\frac{" * 20 + "n" + "}{n}" * 20):
+    for said in ("n^{9999^{9999}}", "(" * 60 + "n" + ")+1" * 60):
         began = time.perf_counter()
         assert rewards.verify(rf"\boxed{{{said}}}", "n^2+1") == 0
         assert time.perf_counter() - began < 10  # a second, or two and a new process

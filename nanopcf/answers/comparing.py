@@ -278,7 +278,7 @@ def plain_relation(sides: list[str]) -> list[str]:
     """n \\equiv 5 \\pmod{17} says that n is 5; of 1/3 \\approx 0.33 the first is exact; a chain has two ends."""
     if len(sides) == 3 and sides[1] == "\\equiv":
         return [sides[0], "=", re.sub(r"\(?\s?(?:\\[pb]?mod|«\s?mod|mod)(?![a-z]).*$", "", sides[2]).strip()]
-    if len(sides) > 1 and not sides[0]:  # \approx 17.1
+    if len(sides) > 1 and not sides[0] and sides[1] in ("=", "\\approx"):  # \approx 17.1
         return plain_relation(sides[2:])
     if len(sides) > 3 and set(sides[1::2]) == {"="}:
         return [sides[0], "=", sides[-1]]
@@ -327,7 +327,7 @@ def chosen(said: str) -> str:
     """The letter of a multiple choice, which may stand before its text: "B", "(b)", "B. 12", "(E) 72"."""
     m = re.match(
         r"\(?\s?([A-Ja-j])\s?(?:\)|[.:](?=\s|$)|$|(?=\s*[).:])|,\s[a-z]|(?=[^\x00-\x7f]))",
-        re.sub(r"[«»\\{}]", "", said).strip(),
+        re.sub(r"[«»\\{}]|^(?:[Oo]ption|[Cc]hoice)\s", "", said).strip(),
     )
     return m[1].upper() if m else ""
 
@@ -352,13 +352,21 @@ LETTER = re.compile(rf"(?:{NAMED}|\\([A-Za-z]+)|[A-Za-z])(?:_(?:\{{[^{{}}]{{1,20
 SIGN = re.compile(r"[A-Za-z\\^+*/!|]|\d\s?-")  # what a formula has: "15 12 04" is none
 
 
+# Towers of powers, and factorials of thousands: no answer, and nobody can compute them.
+TOO_LARGE = re.compile(r"\^[^-+*/^]{0,20}\^[^-+*/^]{0,20}\^|\^\s?\{?-?\d{5}|\d{4}\s?!|!\s?[)}]?\s?!")
+
+
 def formulas(*texts: str) -> bool:
     """Can these be read as formulas, without anything that math-verify would guess at?"""
     for text in texts:
         commands = set(re.findall(r"\\([A-Za-z]+)", re.sub(NAMED, "", text)))
         if not commands <= KNOWN | GREEK:
             return False
-        if not text.strip() or re.search(r"[«»,;&]|\.\.\.|\\[^A-Za-z]|[A-Za-z]{4}", re.sub(r"\\[A-Za-z]+", " ", text)):
+        if (
+            not text.strip()
+            or TOO_LARGE.search(text)
+            or re.search(r"[«»,;&]|\.\.\.|\\[^A-Za-z]|[A-Za-z]{4}", re.sub(r"\\[A-Za-z]+", " ", text))
+        ):
             return False
     return True
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 DIGITS = r"(?:\d{1,3}(?:,\d{3}){1,20}|\d{1,3}(?:[ ']\d{3}){1,20}|\d{1,400})(?:\.\d{0,400})?|\.\d{1,400}"
 NUMBER = re.compile(
-    rf"(?=[-+ ＄]{{0,4}}[\d\\.])(?P<sign>[-+]?)\s?(?P<currency>＄?)\s?(?P<sign2>-?)(?:"
+    rf"(?=[-+ ＄]{{0,4}}[\d\\.])(?P<sign>[-+]?)\s?(?:(?P<currency>＄)\s?(?P<sign2>-?))?(?:"
     rf"(?P<whole>\d{{1,100}})(?P<gap>\s?)\\frac\{{(?P<num>\d{{1,100}})\}}\s?\{{(?P<den>\d{{1,100}})\}}"  # 3\frac{1}{2}
     rf"|(?P<whole2>\d{{1,100}})[ +]{{1,3}}(?P<num2>\d{{1,100}})/(?P<den2>\d{{1,100}})"  # 3 1/2
     rf"|\\frac\{{\s?(?P<top>-?(?:{DIGITS}))\s?\}}\s?\{{\s?(?P<bottom>-?(?:{DIGITS}))\s?\}}"
@@ -84,6 +84,8 @@ def exact(text: str) -> Fraction:
 def read_number(text: str) -> Number | None:
     """The number that a whole tidy text is, or None. Raises nothing."""
     text = text.strip()
+    if text.startswith("«") and text.endswith("»"):
+        text = text.strip("«» ")  # \text{3 apples}
     while text[:1] in "({" and text[-1:] == {"(": ")", "{": "}"}.get(text[:1]) and "," not in text:
         text = text[1:-1].strip()
     m = NUMBER.match(text)
@@ -132,7 +134,7 @@ def read_unit(text: str, currency: bool) -> str | None:
     if not words:
         return None
     first = parts[0]
-    known = (len(first) > 1 and words[0] in MEASURES.values()) or first in "%＄"
+    known = (len(first) > 1 and words[0] in MEASURES.values()) or first in ("%", "＄", "per")
     apart = (text.startswith(" ") and len(first) > 3 and first.isalpha()) or not first.isascii()
     if not (marked or known or apart) or (marked and first in "^/*"):
         return None
