@@ -15,6 +15,7 @@ from nanopcf.answers.finding import ANNOUNCED, LONGEST, after_mark, bare
 from nanopcf.answers.numbers import read_number
 from nanopcf.answers.spelling import squeeze, tidy
 
+DIGITS = re.compile(r"\d[\d ]*")  # the answers of the nano tasks, for which there is no need to look further
 BY_TEXT: Callable[[str, str], bool] = lambda said, gold: False  # noqa: E731  formulas count by text alone
 
 
@@ -31,9 +32,7 @@ def equal(said: str, gold: str, strict: bool = False, by_value: Callable[[str, s
         return True
     if max(len(said), len(gold)) > LONGEST:
         return False
-    if re.fullmatch(r"\d[\d ]*", said) and re.fullmatch(
-        r"\d[\d ]*", gold
-    ):  # the answers of the nano tasks: no need to look further
+    if DIGITS.fullmatch(said) and DIGITS.fullmatch(gold):
         return squeeze(said) == squeeze(gold) or (" " not in said + gold and int(said) == int(gold))
     if "\\text" in said and (phrase := ANNOUNCED.search(said)):  # \boxed{\text{The answer is } 72}
         said = after_mark(said[phrase.end() :].lstrip("}"))
@@ -178,16 +177,10 @@ def decimal_comma(said: str, gold: str) -> bool:
 
 def same_list(said: str, gold: str, ours: list[str], theirs: list[str], how: How) -> bool:
     """One of the two is a list. A list and a set with the same members are equal, but not a tuple."""
-    names = [t.partition("=")[0].strip() for t in (said, gold) if "=" in t]
     if len(ours) == 1 and bracketed(ours[0]) in ("{}", "[]"):
         ours = members(inside(ours[0]), COMMA_WITHIN)
-    elif len(ours) == 1 and "=" in said:  # x = 3 or ...
-        ours = members(said.rpartition("=")[2])
     if len(theirs) == 1 and bracketed(theirs[0]) == "{}":
         theirs = members(inside(theirs[0]), COMMA_WITHIN)
-    # "x = 3, 4" for "3, 4"
-    if len(names) == 1 and "=" in ours[0]:
-        ours = [ours[0].rpartition("=")[2], *ours[1:]]
     return in_any_order(ours, theirs, how)
 
 
@@ -205,23 +198,16 @@ def in_any_order(ours: list[str], theirs: list[str], how: How) -> bool:
 
 def same_brackets(said: str, gold: str, kinds: tuple[str | None, str | None], how: How) -> bool:
     """Sets in any order; tuples and intervals in their own, with the same brackets."""
-    comma = COMMA_WITHIN
     if "{}" in kinds:
         ours, theirs = (
-            members(inside(t), comma) if kind in ("{}", "[]") else [t]
+            members(inside(t), COMMA_WITHIN) if kind in ("{}", "[]") else [t]
             for t, kind in zip((said, gold), kinds, strict=True)
         )
         return (ours, theirs) != ([said], [gold]) and in_any_order(ours, theirs, how)
-    ours, theirs = (members(inside(t), comma) for t in (said, gold))
-    if len(ours) == len(theirs) == 1:  # (x + 1) and (1 + x): brackets that enclose a formula
-        return kinds[0] == kinds[1] and (
-            same(ours[0], theirs[0], how) if (ours[0], theirs[0]) != (said, gold) else False
-        )
-    return (
-        kinds[0] == kinds[1]
-        and len(ours) == len(theirs)
-        and all(same(a, b, how) for a, b in zip(ours, theirs, strict=True))
-    )
+    ours, theirs = (members(inside(t), COMMA_WITHIN) for t in (said, gold))
+    if kinds[0] != kinds[1] or len(ours) != len(theirs):
+        return False
+    return all(same(a, b, how) for a, b in zip(ours, theirs, strict=True))
 
 
 # What stands before "=" as a name for the answer: x, x_1, f(x), AB, (x, y), \angle ABC, f'(2), |AB|, P(A), 30 + 42.
