@@ -27,6 +27,7 @@ DATA = Path(__file__).parents[2] / "shared" / "data"
         (r"\boxed\frac{3}{4}", r"\frac{3}{4}"),
         (r"$\boxed{x=3}, \boxed{x=4}$", "x=3, x=4"),
         (r"\boxed{3} \quad \text{and} \quad \boxed{4}.", "3, 4"),
+        (r"Thus $x = \boxed{5}$ or $y = \boxed{6}$", "5, 6"),
         (r"\boxed{3} is wrong, so \boxed{4}.", "4"),
         # thoughts and tags
         ("<think>\\boxed{3}?</think>\nThe final answer is 8.", "8"),

@@ -177,11 +177,20 @@ def decimal_comma(said: str, gold: str) -> bool:
 
 def same_list(said: str, gold: str, ours: list[str], theirs: list[str], how: How) -> bool:
     """One of the two is a list. A list and a set with the same members are equal, but not a tuple."""
+    ours, theirs = (without_name(parts) for parts in (ours, theirs))
     if len(ours) == 1 and bracketed(ours[0]) in ("{}", "[]"):
         ours = members(inside(ours[0]), COMMA_WITHIN)
     if len(theirs) == 1 and bracketed(theirs[0]) == "{}":
         theirs = members(inside(theirs[0]), COMMA_WITHIN)
     return in_any_order(ours, theirs, how)
+
+
+def without_name(parts: list[str]) -> list[str]:
+    """x \\in \\{2,3\\} is a name for a set; a list stays as it is."""
+    sides = split(parts[0], RELATION) if len(parts) == 1 else []
+    return (
+        [sides[2].strip()] if len(sides) == 3 and sides[1] in ("=", "\\in") and is_name(sides[0], sides[2]) else parts
+    )
 
 
 def in_any_order(ours: list[str], theirs: list[str], how: How) -> bool:

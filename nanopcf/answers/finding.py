@@ -17,7 +17,9 @@ LONGEST = 400  # characters of an answer
 BOX = re.compile(r"\\(?:boxed|fbox|framebox)(?![A-Za-z])[ \t]{0,3}")
 GROUP_EDGE = re.compile(r"\\.|[{}]", re.DOTALL)  # a brace, or a pair such as \{, which is no edge of a group
 # What may stand between two boxes that hold the parts of one answer: "$\boxed{3}, \boxed{4}$"
-BETWEEN_BOXES = re.compile(r"(?:[\s$,;&]|\\q?quad|\\[()]|\\text\s?\{\s?(?:and|or|,)\s?\}|and|or){0,12}")
+BETWEEN_BOXES = re.compile(
+    r"(?:[\s$,;&]|\\q?quad|\\[()]|\\text\s?\{\s?(?:and|or|,)\s?\}|and|or|[A-Za-z]_?\d?\s?=){0,12}"
+)
 # A box without braces: "\boxed\frac{3}{4}", "\boxed 42".
 BARE_BOX = re.compile(r"\\[a-z]+(?:\{[^{}]{0,100}\}){1,2}|[^\s${}\\]{1,100}")
 

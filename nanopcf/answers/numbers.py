@@ -1,7 +1,8 @@
 """Plain numbers with their units, read exactly. Of 2,000 characters at most, by patterns that no text can slow down.
 
 Integers, decimals, thousands ("1,234", "1 234", "1'234"), fractions, mixed numbers ("3 1/2"), percent, scientific
-notation ("2.75 \\times 10^{11}", "1e5"), degrees and currencies. What has to be computed is no plain number: "47 * 36".
+notation ("2.75 \\times 10^{11}", "1e5"), repeating decimals, degrees and currencies. What has to be computed is no
+plain number: "47 * 36".
 """
 
 import re
@@ -18,6 +19,7 @@ NUMBER = re.compile(
     rf"|(?P<top2>{DIGITS})\s?/\s?(?P<bottom2>-?(?:{DIGITS}))"
     rf"|(?P<mantissa>{DIGITS})\s?(?:[eE]|[*x]\s?10\s?\^)\s?\{{?(?P<exponent>[-+]?\d{{1,4}})\}}?"
     rf"|10\s?\^\s?\{{?(?P<power>[-+]?\d{{1,4}})\}}?"
+    rf"|(?P<start>\d{{0,50}}\.\d{{0,50}})\\overline\{{(?P<cycle>\d{{1,50}})\}}"  # 0.1\overline{6}
     rf"|(?P<decimal>{DIGITS}))"
 )
 UNIT_PART = re.compile(r"[^\W\d_]{1,30}|[%＄]|\^\s?\{?-?\d\}?|[/*.]|\S")  # of "cm^2", "miles per hour", "kg*m/s^2"
@@ -114,6 +116,9 @@ def value_of(m: re.Match) -> Fraction:
         return exact(m["mantissa"]) * Fraction(10) ** int(m["exponent"])
     if m["power"]:
         return Fraction(10) ** int(m["power"])
+    if m["cycle"]:
+        places, cycle = len(m["start"].partition(".")[2]), m["cycle"]
+        return Fraction("0" + m["start"] + "0") + Fraction(int(cycle), (10 ** len(cycle) - 1) * 10**places)
     return exact(m["decimal"])
 
 
