@@ -60,6 +60,7 @@ class RLConfig(config.Config):
     chat: bool = False  # put each prompt into the model's chat template
     template: str = "{prompt}"  # text around each prompt
     drop_long: bool = False  # leave out prompts too long for an answer, and count
+    stop: tuple[str, ...] = ()  # strings that end an answer, such as "Question:"
     seed: int = 0  # of the data order and the sampling
     threads: Natural = 0  # CPU threads (0: found by a probe)
     device: Device = "auto"  # auto, cpu, cuda or mps
@@ -109,6 +110,7 @@ from nanopcf.run.folder import Metrics, checkpoints, open_run
 from nanopcf.run.machine import slots_that_fit
 from nanopcf.sampler import Sampler
 from nanopcf.scoring import complete
+from nanopcf.stopping import StopStrings
 from nanopcf.tokenizer import TextTokenizer
 from nanopcf.tools import dry_run, recipes, replay
 from nanopcf.tools.metrics import mean, print_curve, progress_text, step_metrics
@@ -135,7 +137,7 @@ def collect(
             [problems[indices[i]] for i in own],
             places=own,
             group=c.group,
-            decode=tokenizer.decode,
+            decode=StopStrings(c.stop, tokenizer.decode).text,
             max_new_tokens=c.max_new_tokens,
             temperature=c.temperature,
             stop_ids=tokenizer.stop_ids,
@@ -231,7 +233,7 @@ def evaluate(
     """Share of right responses to the validation problems. Each process answers its share of them."""
     own = parallel.share(range(len(examples)))
     form, mine = Format(c.chat, c.template), [examples[i] for i in own]
-    options = dict(max_new_tokens=c.max_new_tokens, slots=slots, seed=c.seed, places=own, format=form)
+    options = dict(max_new_tokens=c.max_new_tokens, slots=slots, seed=c.seed, places=own, format=form, stop=c.stop)
     correct, _ = complete(model, tokenizer, mine, samples=c.eval_samples, temperature=temperature, **options)
     return parallel.summed(float(correct.sum())) / (len(examples) * c.eval_samples)
 
@@ -268,7 +270,8 @@ def main(c: RLConfig) -> list[dict]:
         machine.compile_blocks(model)
     optimizer = Optimizer(model, c.weight_decay)
     slots = c.slots or slots_that_fit(model, max(map(len, prompts + val_prompts)) + c.max_new_tokens)
-    sampler = Sampler(model, slots=slots, max_length=model.config.max_length)
+    stop = StopStrings(c.stop, tokenizer.decode)
+    sampler = Sampler(model, slots=slots, max_length=model.config.max_length, stop=stop)
     if c.dry_run:
         dry_run.try_rl(model, optimizer, sampler, judge, update, max(prompts, key=len), c)
         return []

@@ -14,8 +14,12 @@ from pathlib import Path
 
 import numpy as np
 
+from nanopcf.answers.comparing import is_formula
+from nanopcf.answers.finding import bare
+from nanopcf.answers.mathematics import INSTALL, installed
 from nanopcf.interop.problems import is_chat, jsonl_rows, parquet_rows, recognised
 from nanopcf.packing import Sequence
+from nanopcf.rewards import verify
 from nanopcf.run import files, log
 from nanopcf.tokenizer import TextTokenizer
 
@@ -59,6 +63,8 @@ def read_examples(path: str | Path, *, need: tuple[str, ...] = ("prompt",)) -> l
         examples.append(to_example(fields, line, where))
     if not examples:
         raise ValueError(f"{path}: no examples in it")
+    if "answer" in need:
+        announce_answers(examples, path)
     return examples
 
 
@@ -73,9 +79,24 @@ def check_text_fields(fields: dict, need: tuple[str, ...], where: str) -> None:
             raise ValueError(f"{where}: {name!r} is empty")
 
 
+def announce_answers(examples: list[Example], path: Path) -> None:
+    """Say on stderr which right answers no response can give, since they don't equal themselves in a box, and how many
+    are formulas, which only math-verify compares by value, where it isn't installed."""
+    count = len(examples)
+    lost = [e for e in examples if not verify(f"\\boxed{{{e.answer}}}", e.answer)]
+    if lost:
+        named = ", ".join(f"line {e.line} {e.answer!r:.40}" for e in lost[:5]) + (" ..." if len(lost) > 5 else "")
+        log.announce(f"{path}: {len(lost):,} of {count:,} answers are never right, not even in a box: {named}")
+    formulas = 0 if installed() else sum(is_formula(e.answer) for e in examples)
+    if formulas:
+        log.announce(f"{path}: {formulas:,} of {count:,} answers are formulas: {INSTALL} compares them by value")
+
+
 def to_example(fields: dict, line: int, where: str) -> Example:
     """The fields that an Example has, and all others in its `meta`. Raises ValueError when `messages` are no chat."""
     texts = {name: fields[name] for name in TEXT_FIELDS if name in fields}
+    if "answer" in texts:
+        texts["answer"] = bare(texts["answer"])
     messages = fields.get("messages") or []
     if messages and not is_chat(messages):
         raise ValueError(f"{where}: 'messages' must be a list of objects with role and content, both strings")

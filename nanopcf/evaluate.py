@@ -19,8 +19,8 @@ import numpy as np
 from tqdm import tqdm
 
 from nanopcf import rewards
-from nanopcf.data import Format, encode_prompts, read_examples
-from nanopcf.interop.mathematics import verifier
+from nanopcf.answers.mathematics import verifier
+from nanopcf.data import Example, Format, encode_prompts, read_examples
 from nanopcf.model import Transformer
 from nanopcf.run import config, files, log
 from nanopcf.run.config import Count, Device, DType, Natural
@@ -43,7 +43,8 @@ class EvaluateConfig(config.Config):
     max_new_tokens: Count = 512  # longest answer, in tokens
     limit: Natural = 0  # at most so many problems per file (0: all)
     drop_long: bool = False  # leave out prompts that fill the context, and count them
-    verifier: Literal["ours", "math-verify", "either"] = "ours"  # ours, math-verify or either
+    stop: tuple[str, ...] = ()  # strings that end an answer, such as "Question:"
+    verifier: Literal["auto", "ours", "math-verify"] = "auto"  # auto, ours or math-verify
     slots: Natural = 0  # sequences generated at a time (0: what memory holds)
     seed: int = 0  # of the sampling
     threads: Natural = 0  # CPU threads (0: found by a probe)
@@ -71,13 +72,18 @@ def kept_rows(path: Path, chunk: int, count: int) -> list[dict]:
 
 
 def evaluate_file(
-    c: EvaluateConfig, file: str, model: Transformer, tokenizer: TextTokenizer, judge: Callable[[str, str], float]
+    c: EvaluateConfig,
+    file: str,
+    examples: list[Example],
+    model: Transformer,
+    tokenizer: TextTokenizer,
+    judge: Callable[[str, str], float],
 ) -> list[dict]:
     """One row per problem: its line, prompt and answer, the completions, and the verdict of both judges on each."""
-    examples = read_examples(file, need=("prompt", "answer"))[: c.limit or None]
     longest_prompt = model.config.max_length - 1  # at least one token of an answer must fit
     form = Format(c.chat, c.template)
     examples, prompts = encode_prompts(examples, tokenizer, longest_prompt, file, format=form, drop=c.drop_long)
+    strict = rewards.verify if c.verifier == "math-verify" else judge
     c = replace(c, slots=choose_slots(c, model, prompts))
     chunk = max(1, 2 * c.slots // c.samples)  # problems between two writes: enough to keep all slots busy
     name = Path(file).stem
@@ -95,7 +101,7 @@ def evaluate_file(
                 completions = texts[i * c.samples : (i + 1) * c.samples]
                 row = {"line": e.line, "prompt": e.prompt, "answer": e.answer, "completions": completions}
                 row["correct"] = [int(value) for value in correct[i]]
-                row["strict"] = [int(rewards.verify(text, e.answer, strict=True)) for text in completions]
+                row["strict"] = [int(strict(text, e.answer, strict=True)) for text in completions]
                 new_rows.append(row)
             rows += new_rows
             if path:
@@ -159,9 +165,8 @@ def main(c: EvaluateConfig) -> list[dict]:
     model, tokenizer, threads = open_model(c)
     device = model.head_weight.device
     judge = verifier(c.verifier)
-    for file in (*c.data, *c.ood):
-        # A mistake in the last file shows before hours go into the first.
-        read_examples(file, need=("prompt", "answer"))
+    # All files are read first: a mistake in the last one shows before hours go into the first.
+    examples = {f: read_examples(f, need=("prompt", "answer"))[: c.limit or None] for f in (*c.data, *c.ood)}
     folder = open_run(c.out, c, c.resume, free=("device", "threads", "show")) if c.out else nullcontext()
     with folder:
         log.announce(log.header(device, threads, model.head_weight.dtype))
@@ -169,7 +174,7 @@ def main(c: EvaluateConfig) -> list[dict]:
             log.announce("completions aren't saved; --out DIR keeps them")
         scores = []
         for file in (*c.data, *c.ood):
-            rows = evaluate_file(c, file, model, tokenizer, judge)
+            rows = evaluate_file(c, file, examples[file], model, tokenizer, judge)
             for row in rows[: c.show]:
                 verdict = "right" if row["correct"][0] else "wrong"
                 print(f"{row['prompt']}\n  -> {row['completions'][0]!r}  answer {row['answer']!r}: {verdict}")

@@ -28,6 +28,7 @@ from torch import Tensor
 from nanopcf.model import KVCache, Transformer
 from nanopcf.run.counted_random import counter_uniforms
 from nanopcf.run.cuda_graphs import Replay, graph_capture
+from nanopcf.stopping import StopStrings
 
 PREFILL_ROWS = 32  # prompts that go through the model together
 
@@ -104,13 +105,13 @@ class Slots:
 class Sampler:
     """Generates from `model` with `slots` sequences at a time, prompt and answer within `max_length` tokens."""
 
-    def __init__(self, model: Transformer, *, slots: int, max_length: int) -> None:
+    def __init__(self, model: Transformer, *, slots: int, max_length: int, stop: StopStrings | None = None) -> None:
         if slots < 1:
             raise ValueError(f"sampler: slots must be at least 1, got {slots}")
         context = model.config.max_length
         if max_length > context:
             raise ValueError(f"sampler: max_length {max_length} is beyond the model's context of {context}")
-        self.model, self.slots, self.max_length = model, slots, max_length
+        self.model, self.slots, self.max_length, self.stop = model, slots, max_length, stop
         on_gpu = model.head_weight.device.type == "cuda"
         self.check_every = 8 if on_gpu else 1  # steps between two looks at which sequences have ended
         self.capture = graph_capture if on_gpu else None
@@ -159,6 +160,8 @@ class Sampler:
                     now = work.slots.first(work.live)
                     for sequence, token in zip(now.sequence.tolist(), now.token.tolist(), strict=True):
                         stream(sequence, token)
+            if self.stop:
+                work.end_at_strings(self.stop)
             work.free += work.slots.ended[: work.live].nonzero().squeeze(-1).tolist()
 
     def check(self, prompts: list[list[int]], n: int, limits: list[int], temperature: float, top_p: float) -> None:
@@ -300,6 +303,17 @@ class Generation:
         s.hidden.copy_(self.model(token[:, None], positions=position, kv_cache=self.cache, length=S)[:, 0])
         s.made += 1
         s.position += 1
+
+    def end_at_strings(self, stop: StopStrings) -> None:
+        """Sequences that hold a stop string end with the token that completed it, and forget what came after it."""
+        s = self.slots.first(self.live)
+        for row, (i, made, ended) in enumerate(
+            zip(s.sequence.tolist(), s.made.tolist(), s.ended.tolist(), strict=True)
+        ):
+            count = int(self.lengths[i]) if ended else made
+            if stop.found(self.tokens[i, max(0, count - stop.tail) : count].tolist()):
+                self.lengths[i] = stop.length(self.tokens[i, :count].tolist())
+                self.stopped[i] = s.ended[row] = True
 
     def completions(self) -> list[Completion]:
         tokens, logprobs = self.tokens.tolist(), self.logprobs.tolist()

@@ -14,6 +14,7 @@ from nanopcf.rewards import verify
 from nanopcf.run import machine
 from nanopcf.run.machine import slots_that_fit
 from nanopcf.sampler import Sampler
+from nanopcf.stopping import StopStrings
 from nanopcf.tokenizer import TextTokenizer
 
 
@@ -31,9 +32,11 @@ def complete(
     seed: int = 0,
     places: Sequence[int] | None = None,
     judge: Callable[[str, str], float] = verify,
+    stop: tuple[str, ...] = (),
 ) -> tuple[np.ndarray, list[str]]:
-    """(correct [problems, samples] of 0/1, responses as text, problem by problem)."""
-    sampler = Sampler(model, slots=slots, max_length=model.config.max_length)
+    """(correct [problems, samples] of 0/1, responses as text, problem by problem). `stop`: strings that end one."""
+    stops = StopStrings(stop, tokenizer.decode)
+    sampler = Sampler(model, slots=slots, max_length=model.config.max_length, stop=stops)
     completions = sampler.generate(
         [format.prompt(e, tokenizer) for e in examples],
         n=samples,
@@ -44,7 +47,7 @@ def complete(
         seed=seed,
         places=places,
     )
-    texts = [tokenizer.decode(c.tokens) for c in completions]
+    texts = [stops.text(c.tokens) for c in completions]
     correct = [judge(text, examples[c.prompt_index].answer) for text, c in zip(texts, completions, strict=True)]
     return np.array(correct).reshape(len(examples), samples), texts
 
@@ -110,6 +113,7 @@ def answer_problems(
         seed=c.seed,
         places=places,
         judge=judge,
+        stop=c.stop,
     )
 
 

@@ -119,7 +119,6 @@ COMMANDS = {
     "pipeline": "PipelineConfig",
     "nanopcf.evaluate": "EvaluateConfig",
     "nanopcf.generate": "GenerateConfig",
-    "nanopcf.interop.mathematics": "AgreementConfig",
     "nanopcf.tools.clean": "CleanConfig",
     "nanopcf.tools.replay": "ReplayConfig",
     "nanopcf.tools.show": "ShowConfig",

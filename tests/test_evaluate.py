@@ -85,7 +85,7 @@ def test_resume_ends_with_the_same_file(c, tmp_path, monkeypatch):
         (dict(samples=0), "--samples must be at least 1"),
         (dict(slots=-1), "--slots must be at least 0"),
         (dict(out="", resume=True), "--resume needs --out"),
-        (dict(verifier="mine"), "--verifier must be ours"),
+        (dict(verifier="mine"), "--verifier must be auto, ours or math-verify"),
         (dict(chat=True), "no chat template"),
         (dict(template="x"), "--template must hold {prompt}"),
         (dict(dtype="int8"), "--dtype must be auto, float32 or bfloat16"),

@@ -1,14 +1,13 @@
-"""nanopcf.rewards: answers found where people and models put them, compared by value, whatever is thrown at it."""
+"""nanopcf.rewards: where people and models put answers, and which are right; whatever is thrown at it."""
 
-import json
 import random
 import time
 from pathlib import Path
 
 import pytest
 
-from nanopcf.interop.formulas import equal, value
-from nanopcf.rewards import final_answer, last_boxed, verify
+from nanopcf import rewards
+from nanopcf.rewards import final_answer, verify
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 
@@ -16,15 +15,64 @@ DATA = Path(__file__).parents[2] / "shared" / "data"
 @pytest.mark.parametrize(
     ("response", "answer"),
     [
+        # boxes
         (r"so \boxed{\frac{1}{\sqrt{2}}} and done", r"\frac{1}{\sqrt{2}}"),
-        (r"\boxed{1} no, \boxed{2} and \boxed{3", "2"),  # the last complete one
+        (r"\boxed{1} no, \boxed{2}", "2"),
+        (r"\boxed{1} no, \boxed{2} and \boxed{3", ""),  # cut off: no answer, and not an earlier one
+        (r"It is 5, so \boxed{}", ""),
         (r"\boxed{\{1, 2\}}", r"\{1, 2\}"),
+        (r"\boxed{\boxed{7}}", "7"),
         (r"\fbox{7}", "7"),
+        (r"It is $\boxed 42$.", "42"),
+        (r"\boxed\frac{3}{4}", r"\frac{3}{4}"),
+        (r"$\boxed{x=3}, \boxed{x=4}$", "x=3, x=4"),
+        (r"\boxed{3} \quad \text{and} \quad \boxed{4}.", "3, 4"),
+        (r"Thus $x = \boxed{5}$ or $y = \boxed{6}$", "5, 6"),
+        (r"\boxed{3} is wrong, so \boxed{4}.", "4"),
+        # thoughts and tags
+        ("<think>\\boxed{3}?</think>\nThe final answer is 8.", "8"),
+        ("<think>maybe \\boxed{12}? no", ""),
+        ("and so 5 = 5</think> \\boxed{7}", "7"),
+        ("<think>3</think><answer>\\frac{3}{4}</answer>", r"\frac{3}{4}"),
+        ("<answer> The answer is 7 </answer>", "7"),
+        ("<answer>2 x + 3 y + 1</answer>", "2 x + 3 y + 1"),
+        ("<answer>7", ""),
+        # hashes, and a base model that goes on
         ("a = 3\n#### 1,234\nbye", "1,234"),
+        ("#### **72**", "72"),
+        ("4 + 5 = 9\n#### 9\n\nQuestion: What is 3 + 4?\nAnswer: 7\n#### 7", "9"),
+        ("The answer is 9.\n\nQuestion: What is 3 + 4?\nAnswer: 7", "9"),
+        ("Question: What is 3 + 4?\nAnswer: 7", "7"),
+        # announcements: the last and the innermost
         ("The answer is 42. I am sure.", "42"),
+        ("The answer is 71. Wait, no. The answer is 72.", "72"),
+        ("Final Answer: The final answer is $12$. I hope it is correct.", "$12$"),
+        ("Final Answer: The largest $n$ is 34.", "34"),
         ("Final answer: $3.50", "$3.50"),
+        ("The answer is 3.5.", "3.5"),
+        ("The answer is 18!", "18"),
+        ("The answer is:\n\n72", "72"),
+        ("The final answer is:\n\\[\n72\n\\]", "72"),
+        ("The answer is \\(18\\).", r"\(18\)"),
+        ("The answer is $1,250.50.", "$1,250.50"),
+        ("**Answer**: $x. y$", "$x. y$"),
+        ("**Answer:** 5", "5"),
+        ("### Answer\n$\\frac{1}{2}$", r"$\frac{1}{2}$"),
+        ("So 29.\n\n# Answer\n\n29", "29"),
+        ("The answer is 72 because 70+2 is 72.", "72"),
+        ("The answer is 72, which is even.", "72"),
+        ("The answer is not 71 but 72.", "72"),
+        ("The correct choice is (C).", "(C)"),
+        ("所以答案是72。", "72"),
+        ("答案：72", "72"),
+        ("My answer is correct, I think: the answer is 5.", "5"),
+        # what is short, and what is prose
         ("47+85=132", "132"),
+        ("x <= 2", "x <= 2"),
         ("She has 3 apples and then 12 more apples.", "12"),
+        ("The ratio is then clearly 3:4.", "3:4"),
+        (r"So we get that $x = \frac{3}{4}$.", r"x = \frac{3}{4}"),
+        ("It costs $3 and then it is $5 more.", "$5"),
         ("12 04", "12 04"),
         ("nothing here at all, sorry", "nothing here at all, sorry"),
         ("", ""),
@@ -40,43 +88,39 @@ def test_strict_takes_only_marked_answers():
     assert verify(r"Thus \boxed{12}.", "12", strict=True) == 1
 
 
-def gold(path: Path) -> list[str]:
-    """The answers of a benchmark file as it gives them."""
-    answers = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        r = json.loads(line)
-        if "final_answer" in r:
-            answers.append(r["final_answer"][0])
-        elif "solution" in r and "answer" not in r:
-            answers.append(last_boxed(r["solution"]))
-        else:
-            answers.append(str(r.get("answer", r.get("Answer"))).rpartition("####")[2].strip())
-    return answers
+PHRASES = [
+    r"So it is \boxed{%s}.",
+    "so\n\\[ \\boxed{%s} \\]",
+    "Some steps.\n#### %s",
+    "The answer is $%s$.",
+    r"The answer is: \(%s\)",
+    "**Answer**: $%s$",
+    "Final Answer: The final answer is $%s$. I hope it is correct.",
+    "<think>First \\boxed{99}?</think>\n<answer>%s</answer>",
+]
 
 
 @pytest.mark.skipif(not DATA.exists(), reason="the benchmark files are not beside the repository")
-def test_gold_answers_are_right_and_others_wrong():
-    """Each of 10,809 gold answers against itself, in a box, both ways; and pairs of different ones, equal only in
-    value."""
-    files = sorted(DATA.glob("*.jsonl"))
-    answers = {f.name: gold(f) for f in files}
-    for name, mine in answers.items():
+def test_right_answers_are_right_in_every_phrase():
+    """Every answer of seven test files in a box, also to a strict verifier; 160 of each in eight phrases."""
+    from nanopcf.data import read_examples
+
+    rng, some = random.Random(0), []
+    for file in sorted(DATA.glob("*.jsonl")):
+        answers = [e.answer for e in read_examples(file, need=("prompt", "answer"))]
         for strict in (True, False):
-            missed = [a for a in mine if verify(rf"So it is \boxed{{{a}}}.", a, strict) != 1]
-            assert not missed, (name, missed)
-    rng = random.Random()
-    for mine in answers.values():
-        for _ in range(2000):
-            a, b = rng.choice(mine), rng.choice(mine)
-            if equal(a, b, strict=True) and a != b:  # then they are the same number, or the same after "k ="
-                plain = [t.replace("$", "").rpartition("=")[2].strip() for t in (a, b)]
-                assert value(plain[0], 0) == value(plain[1], 0), (a, b)
-    assert sum(map(len, answers.values())) == 10_809
+            missed = [a for a in answers if verify(rf"So it is \boxed{{{a}}}.", a, strict) != 1]
+            assert not missed, (file.name, missed)
+        some += rng.sample(answers, min(160, len(answers)))
+    for phrase in PHRASES:
+        missed = [a for a in some if verify(phrase % a, a) != 1]
+        assert len(missed) <= 0.005 * len(some), (phrase, missed)
 
 
-def test_nothing_thrown_at_it_raises_or_hangs():
-    """Text that blows up a symbolic checker, a thousand boxes, broken brackets, random bytes: an answer within a
-    second."""
+def test_nothing_thrown_at_it_raises_or_hangs(monkeypatch):
+    """Text that blows up a parser, a thousand boxes, broken brackets, random bytes. What math-verify makes of such
+    text is in test_mathematics.py."""
+    monkeypatch.setattr(rewards, "by_value", lambda said, gold: False)
     hostile = [
         "9^9^9^9^9",
         "((((" * 100 + "1",
@@ -150,9 +194,9 @@ def test_nothing_thrown_at_it_raises_or_hangs():
     hostile += ["".join(rng.choices(pieces, k=rng.randint(1, 40))) for _ in range(3000)]
     for text in hostile:
         start = time.process_time()
-        for answer in ("5", "2n-1", "(1,2)", text[:300]):
+        for answer in ("5", "2n-1", "(1,2)", "12 04", "B", "yes", text[:300]):
             assert verify(text, answer) in (0.0, 1.0) and verify(answer, text, strict=True) in (0.0, 1.0)
-        assert time.process_time() - start < 1, text[:80]
+        assert time.process_time() - start < 0.5, text[:80]
     assert verify(None, "5") == 0 and verify("5", None) == 0
 
 
@@ -166,6 +210,9 @@ def test_nothing_thrown_at_it_raises_or_hangs():
         ("12 04", "12 04", 1.0),
         ("", "", 0.0),
         ("=", "", 0.0),
+        ("47 22 6*2=62", "62", 1.0),
+        ("60+2", "62", 0.0),  # computes nothing
+        ("15 12 0*4", "15 12 04", 0.0),
         ("\ud800=\x007", "7", 0.0),
     ],
 )

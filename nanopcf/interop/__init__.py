@@ -3,7 +3,4 @@
 huggingface    model folders and tokenizers in Hugging Face's layout
 chat_template  chat templates, run in a sandbox
 problems       the shapes in which public data sets store problems, solutions and answers
-boxes          the last \\boxed{...} of a text
-formulas       mathematical answers in LaTeX, compared as values
-mathematics    math-verify in a process that can be killed, and how often it agrees with our verifier
 """

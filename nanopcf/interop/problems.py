@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from nanopcf.interop.boxes import last_boxed
+from nanopcf.answers.finding import last_boxed
 
 LONGEST_LINE = 64 << 20  # bytes of a JSONL file
 

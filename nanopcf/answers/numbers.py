@@ -1,0 +1,195 @@
+"""Plain numbers with their units, read exactly. Of 2,000 characters at most, by patterns that no text can slow down.
+
+Integers, decimals, thousands ("1,234", "1 234", "1'234"), fractions, mixed numbers ("3 1/2"), percent, scientific
+notation ("2.75 \\times 10^{11}", "1e5"), repeating decimals, degrees and currencies. What has to be computed is no
+plain number: "47 * 36".
+"""
+
+import re
+from fractions import Fraction
+from functools import lru_cache
+from typing import NamedTuple
+
+DIGITS = r"(?:\d{1,3}(?:,\d{3}){1,20}|\d{1,3}(?:[ ']\d{3}){1,20}|\d{1,400})(?:\.\d{0,400})?|\.\d{1,400}"
+NUMBER = re.compile(
+    rf"(?=[-+ ＄]{{0,4}}[\d\\.])(?P<sign>[-+]?)\s?(?:(?P<currency>＄)\s?(?P<sign2>-?))?(?:"
+    rf"(?P<whole>\d{{1,100}})(?P<gap>\s?)\\frac\{{(?P<num>\d{{1,100}})\}}\s?\{{(?P<den>\d{{1,100}})\}}"  # 3\frac{1}{2}
+    rf"|(?P<whole2>\d{{1,100}})[ +]{{1,3}}(?P<num2>\d{{1,100}})/(?P<den2>\d{{1,100}})"  # 3 1/2
+    rf"|\\frac\{{\s?(?P<top>-?(?:{DIGITS}))\s?\}}\s?\{{\s?(?P<bottom>-?(?:{DIGITS}))\s?\}}"
+    rf"|(?P<top2>{DIGITS})\s?/\s?(?P<bottom2>-?(?:{DIGITS}))"
+    rf"|(?P<mantissa>{DIGITS})\s?(?:[eE]|[*x]\s?10\s?\^)\s?\{{?(?P<exponent>[-+]?\d{{1,4}})\}}?"
+    rf"|10\s?\^\s?\{{?(?P<power>[-+]?\d{{1,4}})\}}?"
+    rf"|(?P<start>\d{{0,50}}\.\d{{0,50}})\\overline\{{(?P<cycle>\d{{1,50}})\}}"  # 0.1\overline{6}
+    rf"|(?P<decimal>{DIGITS}))"
+)
+UNIT_PART = re.compile(r"[^\W\d_]{1,30}|[%＄]|\^\s?\{?-?\d\}?|[/*.]|\S")  # of "cm^2", "miles per hour", "kg*m/s^2"
+
+MEASURES = {  # units of which one is never the other
+    "%": "%",
+    "＄": "dollar usd buck",
+    "cent": "cent ¢",
+    "degree": "degree degrees deg",
+    "radian": "radian rad",
+    "mm": "millimeter millimetre",
+    "cm": "centimeter centimetre",
+    "km": "kilometer kilometre",
+    "m": "meter metre",
+    "in": "inch inche inches",
+    "ft": "foot feet",
+    "mi": "mile",
+    "yd": "yard",
+    "s": "second sec",
+    "min": "minute",
+    "h": "hour hr",
+    "day": "day",
+    "week": "week wk",
+    "month": "month",
+    "year": "year yr",
+    "mg": "milligram",
+    "kg": "kilogram",
+    "g": "gram",
+    "lb": "pound",
+    "oz": "ounce",
+    "ml": "milliliter millilitre mL",
+    "l": "liter litre L",
+    "mph": "mph",
+    "am": "AM",
+    "pm": "PM",
+    "K": "kelvin",
+    "J": "joule",
+    "N": "newton",
+    "W": "watt",
+    "V": "volt",
+    "A": "ampere",
+    "Hz": "hertz",
+    "C": "celsius",
+    "F": "fahrenheit",
+}
+MEASURES = {name: unit for unit, names in MEASURES.items() for name in (unit, *names.split())}
+
+
+class Number(NamedTuple):
+    value: Fraction  # as it is written: 50 for "50%"
+    unit: str  # "" for none
+    places: int  # digits after the point of a decimal, -1 for any other
+
+    @property
+    def share(self) -> Fraction:
+        return self.value / 100 if self.unit == "%" else self.value
+
+
+def exact(text: str) -> Fraction:
+    return Fraction(re.sub(r"[ ,']", "", text))
+
+
+@lru_cache(maxsize=10_000)
+def read_number(text: str) -> Number | None:
+    """The number that a whole tidy text is, or None. Raises nothing."""
+    text = text.strip()
+    if text.startswith("«") and text.endswith("»"):
+        text = text.strip("«» ")  # \text{3 apples}
+    while text[:1] in "({" and text[-1:] == {"(": ")", "{": "}"}.get(text[:1]) and "," not in text:
+        text = text[1:-1].strip()
+    m = NUMBER.match(text)
+    if m is None:
+        return None
+    unit = read_unit(text[m.end() :], bool(m["currency"]))
+    if unit is None:
+        return None
+    try:
+        value = value_of(m)
+    except (ValueError, ZeroDivisionError):
+        return None
+    decimal = m["decimal"]
+    places = len(decimal.partition(".")[2]) if decimal and "." in decimal else -1
+    negative = (m["sign"] == "-") != (m["sign2"] == "-")
+    return Number(-value if negative else value, unit, places)
+
+
+def value_of(m: re.Match) -> Fraction:
+    whole, num, den = m["whole"] or m["whole2"], m["num"] or m["num2"], m["den"] or m["den2"]
+    if whole:
+        return int(whole) + Fraction(int(num), int(den))
+    if top := m["top"] or m["top2"]:
+        return exact(top) / exact(m["bottom"] or m["bottom2"])
+    if m["mantissa"]:
+        return exact(m["mantissa"]) * Fraction(10) ** int(m["exponent"])
+    if m["power"]:
+        return Fraction(10) ** int(m["power"])
+    if m["cycle"]:
+        places, cycle = len(m["start"].partition(".")[2]), m["cycle"]
+        return Fraction("0" + m["start"] + "0") + Fraction(int(cycle), (10 ** len(cycle) - 1) * 10**places)
+    return exact(m["decimal"])
+
+
+def read_unit(text: str, currency: bool) -> str | None:
+    """The unit that follows a number, in one spelling; "" for none, None where the text is something else.
+
+    A word is a unit where LaTeX marks it as text. Without that it must be one that we know or stand apart and have four
+    letters: "2ab" is a product, and so may be "2 m".
+    """
+    if not text.strip():
+        return "＄" if currency else ""
+    if base := re.fullmatch(r"\s?_\{?(\d{1,2})\}?\s?", text):
+        return "_" + base[1]  # the base of a numeral
+    marked, parts = "«" in text, UNIT_PART.findall(re.sub(r"[«»()]", " ", text))
+    if len(parts) > 8 or not all(re.match(r"[^\W\d_]|[%＄^/*.]", part) for part in parts):
+        return None
+    words = [measure(part) for part in parts if part != "."]
+    if not words:
+        return None
+    first = parts[0]
+    known = (len(first) > 1 and words[0] in MEASURES.values()) or first in ("%", "＄", "per")
+    apart = (text.startswith(" ") and len(first) > 3 and first.isalpha()) or not first.isascii()
+    if not (marked or known or apart) or (marked and first in "^/*"):
+        return None
+    return "＄" if currency and set(words) == {"＄"} else " ".join(words)
+
+
+def measure(word: str) -> str:
+    """One spelling of a unit's word. Capitals count in symbols: T is no t."""
+    word = word.replace(" ", "").replace("{", "").replace("}", "")
+    if word in MEASURES or len(word) < 3:
+        return MEASURES.get(word, word)
+    lower = word.lower()
+    return MEASURES.get(lower) or MEASURES.get(lower.removesuffix("s")) or lower
+
+
+def same_unit(a: str, b: str) -> bool:
+    """Could two units be one? "5 apples" and "5 red apples" could, "5 cm" and "5 m" couldn't."""
+    return a == b or not (is_measure(a) and is_measure(b))
+
+
+def is_measure(unit: str) -> bool:
+    known = {*MEASURES.values(), "per", "square", "cubic", "/", "*"}
+    return all(word in known or word[0] in "_^" or len(word) == 1 for word in unit.split())
+
+
+def equal_numbers(said: Number, gold: Number, strict: bool) -> bool:
+    """The same value, and units that agree. Strict: both have the unit, or neither. Lenient: either may leave it out,
+    "50" stands for "50 %", and a decimal of three places or more for the fraction that it rounds."""
+    if strict:
+        units = said.unit == gold.unit or {said.unit, gold.unit} == {"%", ""} or {said.unit, gold.unit} == {"＄", ""}
+        return units and said.share == gold.share
+    if said.unit and gold.unit and not same_unit(said.unit, gold.unit):
+        return False
+    if said.share == gold.share or (said.value == gold.value and "" in (said.unit, gold.unit)):
+        return True
+    a, b = (said, gold) if said.places > 2 else (gold, said)
+    endless = b.places < 0 and not terminates(b.value)
+    return endless and a.places > 2 and a.unit == b.unit and rounds_to(b.value, a)
+
+
+def terminates(value: Fraction) -> bool:
+    """Is it a finite decimal?"""
+    rest = value.denominator
+    for prime in (2, 5):
+        while rest % prime == 0:
+            rest //= prime
+    return rest == 1
+
+
+def rounds_to(value: Fraction, decimal: Number) -> bool:
+    """Is `decimal`, with at least three digits that count, `value` rounded to its places?"""
+    step = Fraction(1, 10**decimal.places)
+    return abs(decimal.value) >= 100 * step and abs(value - decimal.value) <= step / 2

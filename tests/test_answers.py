@@ -1,0 +1,311 @@
+"""nanopcf.answers: which answers are equal, as texts, numbers and lists, and which only math-verify can tell."""
+
+import importlib.util
+import random
+import re
+import time
+
+import pytest
+
+from nanopcf.answers import comparing, finding, numbers, spelling
+from nanopcf.answers.comparing import equal, is_formula
+from nanopcf.answers.finding import bare
+from nanopcf.rewards import verify
+
+# By text, number or part by part: without math-verify too.
+EQUAL = [
+    ("5", "5.0"),
+    ("1,234", "1234"),
+    ("1{,}000", "1000"),
+    (r"771,\!400", "771400"),
+    (r"12\,000", "12000"),
+    ("1'234'567", "1234567"),
+    ("1 000", "1000"),
+    ("-3", "−3"),
+    ("+2", "2"),
+    ("(-3)", "-3"),
+    (".5", "0.5"),
+    ("007", "7"),
+    (r"\frac{1}{2}", "1/2"),
+    (r"\dfrac12", "0.5"),
+    (r"\frac 34", r"\frac{3}{4}"),
+    (r"3\frac{1}{2}", "3.5"),
+    ("3 1/2", "3.5"),
+    (r"\frac{-1}{3}", r"-\frac13"),
+    ("50%", "1/2"),
+    (r"50\%", "50 percent"),
+    ("2.75e11", r"2.75 \times 10^{11}"),
+    ("10^3", "1000"),
+    (r"0.1\overline{6}", r"\frac{1}{6}"),
+    (r"90^\circ", r"90^{\circ}"),
+    ("90 degrees", r"90^\circ"),
+    (r"10 \text{ cm}", "10 centimeters"),
+    (r"\$5", "5 dollars"),
+    ("4210_{7}", "4210_7"),
+    ("π", r"\pi"),
+    (r"\sqrt2", "sqrt(2)"),
+    (r"\left(1, 2\right)", "(1,2)"),
+    ("[0, 1)", r"\left[0,1\right)"),
+    ("1, 3, 5", "5,3,1"),
+    (r"$69$,$84$", "84 and 69"),
+    (r"\{1,2\}", r"\{2,1\}"),
+    (r"\{1,2\}", "1,2"),
+    (r"(1,2),(3,4)", "(3,4), (1,2)"),
+    (r"\pm 2", "2, -2"),
+    (r"1\pm\sqrt{19}", r"1-\sqrt{19}, 1+\sqrt{19}"),
+    (r"(-\infty, 2) \cup (3, \infty)", r"(3,\infty)\cup(-\infty,2)"),
+    (r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}", r"\begin{bmatrix}1\\ 2\end{bmatrix}"),
+    (r"\begin{pmatrix} 1/2 & 0 \end{pmatrix}", r"\left(\begin{array}{cc} 0.5 & 0 \end{array}\right)"),
+    (r"\emptyset", r"\varnothing"),
+    (r"\infty", "∞"),
+    ("x=5", "5"),
+    ("5", r"$k = 5$"),
+    ("f(x)=2x", "2x"),
+    ("f'(2)=3", "3"),
+    ("AB=4", "4"),
+    (r"\angle ABC=30^\circ", r"30^\circ"),
+    (r"n \equiv 5 \pmod{17}", "5"),
+    ("(x,y)=(5,8)", "(5,8)"),
+    ("x=1, y=2", "y=2, x=1"),
+    (r"x \in \{2,3\}", "2, 3"),
+    (r"x = 2 \text{ or } x = 3", "2, 3"),
+    ("30+42=72", "72"),
+    ("x < 3", "x<3"),
+    ("x<3", "3>x"),
+    (r"x \leq 3", "x ≤ 3"),
+    (r"x \in [-2,7]", "[-2,7]"),
+    ("-2<x<7", "(-2,7)"),
+    (r"x \geq 2", r"[2,\infty)"),
+    (r"\text{Friday}", "friday"),
+    (r"\text{(B)}", "B"),
+    ("yes", "Yes"),
+    ("5:30 PM", r"5\!:\!30 \text{ PM}"),
+]
+DIFFERENT = [
+    ("5", "6"),
+    ("1/2", "1/3"),
+    ("12 04", "04 12"),
+    ("12 04", "48"),
+    ("3 1/2", "31/2"),
+    (r"40,\!000", "40,0"),
+    ("(3,456)", "3456"),
+    ("4210_7", "4210_8"),
+    ("5 cents", r"\$5"),
+    ("5 cm", "5 m"),
+    (r"5\,\mathrm{m}", r"5\,\mathrm{M}"),
+    ("2ab", "2"),
+    (r"2\mathrm{e}", "2"),
+    (r"3+2\mathrm{i}", "5"),
+    ("(1,2)", "(2,1)"),
+    ("(0,1)", "[0,1]"),
+    ("1,2", "1,2,3"),
+    ("1,1,2", "1,2,2"),
+    (r"\{1,2\}", "(1,2)"),
+    ("(1,2),(3,4)", "(2,1),(3,4)"),
+    (r"\begin{pmatrix} 2 \\ 3 \end{pmatrix}", r"\begin{pmatrix} 3 \\ 2 \end{pmatrix}"),
+    (r"\begin{pmatrix} 1 & 2 \end{pmatrix}", r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}"),
+    ("(3,2)^T", "(2,3)^T"),
+    ("n", "m"),
+    ("3n", "3"),
+    ("x=5", "x=6"),
+    ("x=5", "y=5"),
+    ("x=1, y=2", "x=2, y=1"),
+    ("C=2", "c=2"),
+    ("x<3", "x>3"),
+    ("x<3", r"x \leq 3"),
+    (r"x \approx 17.1", r"x \approx 17.9"),
+    (r"\log_8(4)=\frac23", r"\log_8(4)=5"),
+    (r"\{x|x=3k, k\in Z\}", r"\{x|x=3k, K\in Z\}"),
+    ("A", "B"),
+    ("A", "A, B"),
+    ("ABC", "CAB"),
+    ("ABC", "abc"),
+    (r"\overrightarrow{AB}", r"\overrightarrow{BA}"),
+    ("|x|", "x"),
+    (r"\text{All real numbers}", r"\text{All positive integers}"),
+    ("yes", "no"),
+    ("", "5"),
+    ("5", ""),
+    (".", "0"),
+    ("1e5", "5"),
+    ("0.33", "1/3.1"),
+    ("np.arcsin(0)", "0"),
+]
+# What math-verify tells. Where it isn't installed they count as different.
+BY_VALUE = [
+    ("2n-2", "2(n-1)"),
+    (r"\frac{n(n+1)}{2}", r"\binom{n+1}{2}"),
+    (r"(x+1)^2", r"x^2+2x+1"),
+    (r"\sqrt{8}", r"2\sqrt{2}"),
+    (r"\pi/2", r"\frac{\pi}{2}"),
+    (r"2^6 3^5", "2^6 * 3^5"),
+    (r"\sin(x)^2", r"\sin^2 x"),
+    (r"\sin 2x", r"\sin(2x)"),
+    (r"\log_2 3", r"\frac{\ln 3}{\ln 2}"),
+    ("y = 2x - 1", "2x = y + 1"),
+    ("y = 2x - 1", "2y + 2 = 4x"),
+    ("x < 1", "-x > -1"),
+    (r"\{x+1, \sqrt{8}\}", r"\{2\sqrt2, 1+x\}"),
+    (r"10\pi \text{ cm}", r"\pi*10 \text{ cm}"),
+    (r"5\sqrt{2} \text{ cm}", r"5\sqrt2"),
+    ("ab+c", "c+ba"),
+]
+# Cheats, and what math-verify by itself, or the parser that was here, took for equal: said, right answer.
+CHEATS = [
+    ("0=0", "x=5"),
+    ("0=0", "y=2x+3"),
+    ("x=x", "y=2x+3"),
+    ("y-y=2x-2x", "y=2x+3"),
+    ("5=5", "x=5+y"),
+    (r"\frac{R}{r}", r"\frac{r}{R}"),
+    ("M-m", "m-M"),
+    (r"x\sin 2", r"\sin 2x"),
+    (r"\sin(x^2)", r"\sin(x)^2"),
+    (r"\sqrt{x^2}", "x"),
+    (r"\sqrt{2}\cdot 10^{-15}", "0"),
+    ("0", r"\sqrt{2}\cdot 10^{-15}"),
+    ("47 * 36", "1692"),
+    (r"47 \cdot 36", "1692"),
+    ("2^{10}-24", "1000"),
+    ("12^2", "144"),
+    ("5!", "120"),
+    ("2x=10", "10"),
+    ("x^2=4", "4"),
+    ("5=12", "12"),
+    ("x < 5", "5"),
+    (r"\frac{5}{1}x", "5"),
+    ("15 1*2 04", "15 12 04"),
+    (r"e^{-10t}", r"2e^{-10t}"),
+    (r"x_1+x_2", r"x_1-x_2"),
+    (r"v_{a}", r"v_{b}"),
+    ("your answer", "72"),
+]
+
+
+@pytest.mark.parametrize(("a", "b"), EQUAL)
+def test_equal_without_math_verify(a, b):
+    assert equal(a, b) and equal(b, a)
+
+
+@pytest.mark.parametrize(("a", "b"), DIFFERENT)
+def test_different(a, b):
+    for said, gold in ((a, b), (b, a)):
+        assert verify(rf"\boxed{{{said}}}", gold) == verify(rf"\boxed{{{said}}}", gold, strict=True) == 0
+
+
+@pytest.mark.parametrize(("said", "gold"), CHEATS)
+def test_cheats(said, gold):
+    assert verify(rf"\boxed{{{said}}}", gold) == 0
+
+
+@pytest.mark.parametrize(("a", "b"), BY_VALUE)
+def test_formulas_by_value(a, b):
+    right = float(importlib.util.find_spec("math_verify") is not None)
+    assert verify(rf"\boxed{{{a}}}", b) == verify(rf"\boxed{{{b}}}", a) == right
+    assert not equal(a, b) and equal(a, a)  # by text
+
+
+@pytest.mark.parametrize(
+    ("said", "gold"),
+    [
+        ("5 apples", "5"),
+        (r"5 \mathrm{~cm}", "5"),
+        (r"10\text{ cm}^2", "10"),
+        (r"12\text{ square feet}", "12"),
+        ("5km", "5"),
+        ("50", "50%"),
+        ("90", "90 degrees"),
+        ("4210", "4210_7"),
+        ("0.333", r"\frac{1}{3}"),
+        ("approximately 72 days", "72"),
+    ],
+)
+def test_what_only_a_lenient_verifier_takes(said, gold):
+    assert equal(said, gold) and not equal(said, gold, strict=True)
+
+
+@pytest.mark.parametrize(
+    ("said", "gold", "right"),
+    [
+        ("B. 12", "B", 1),
+        ("(E) 72", "E", 1),
+        (r"\textbf{(C)}\ 72", "C", 1),
+        ("b", "B", 1),
+        ("B", "b", 0),
+        ("D, it is not A", "D", 1),
+        ("C", "(C) Alina", 1),
+        ("Because", "B", 0),
+    ],
+)
+def test_choices(said, gold, right):
+    assert equal(said, gold) == right
+
+
+@pytest.mark.parametrize(
+    ("answer", "read"),
+    [
+        (r"\boxed{42}", "42"),
+        (r"$\boxed{48}$", "48"),
+        (r"\(54\)", "54"),
+        ("$$x$$", "x"),
+        ('["30"]', "30"),
+        ('["1", "$2$"]', "1, 2"),
+        ("$1$, $2$", "$1$, $2$"),
+        ("[1, 2]", "[1, 2]"),
+        (r"\[x\]", "x"),
+        ("$5", "$5"),
+        ("$", "$"),
+        ('["', '["'),
+    ],
+)
+def test_right_answers_are_read_without_what_encloses_them(answer, read):
+    assert bare(answer) == read
+
+
+def test_which_right_answers_are_formulas():
+    plain = [
+        "5",
+        "1,234",
+        r"\frac{1}{2}",
+        "12 04",
+        r"\{1,2\}",
+        r"(-\infty, 3]",
+        "x",
+        "Friday",
+        "(B)",
+        "5 cm",
+        r"30^\circ",
+    ]
+    formulas = [r"\sqrt{2}", "2n", r"x^2+1", r"\frac{\pi}{4}", r"(1, \sqrt2)", "3+4", r"\log_2 3"]
+    assert not [a for a in plain if is_formula(a) and a != "x"]
+    assert all(map(is_formula, formulas))
+
+
+def test_plain_answers_are_quick():
+    """RL judges hundreds a step; a plain answer asks no other process and takes 50 microseconds (here: five times
+    that, for a busy machine)."""
+    began = time.process_time()
+    for i in range(1000):
+        verify(f"47 22 {i % 90}={i % 90}", "62")
+        verify(f"15 12 0{i % 9}", "15 12 04")
+    assert time.process_time() - began < 0.5
+
+
+def test_no_pattern_is_slow():
+    """20,000 characters of anything, and every pattern takes less than 50 ms (here: six times that)."""
+    units = (
+        "1|1,|1 |a|a |answer |answer is |is |\nQuestion|####|#|*|_| |\\|\\boxed|\\boxed{|{|}|(|(1,|$|$1|\\(|\\[|-|- |="
+    )
+    units += "|<|<think>|\\frac|\\frac{|\\frac{1}{|\\sqrt(|\\text{|\\pm|%| %|«|and |or |.|. |!|。|1'000|1 000|1 1/|e|^{|_{|x="
+    units = units.split("|")
+    rng = random.Random(0)
+    texts = [unit * (20_000 // len(unit)) for unit in units]
+    texts += ["".join(rng.choices(units, k=3)) * 2000 for _ in range(60)]
+    patterns = [p for module in (comparing, finding, numbers, spelling) for p in vars(module).values()]
+    patterns = [p for p in patterns if isinstance(p, re.Pattern)] + [p for p, _ in spelling.SPELLINGS]
+    for text in texts:
+        for pattern in patterns:
+            began = time.process_time()
+            for _ in pattern.finditer(text[:20_000]):
+                pass
+            assert time.process_time() - began < 0.3, (pattern.pattern, text[:20])
