@@ -15,11 +15,13 @@ from pathlib import Path
 import numpy as np
 
 from nanopcf.interop.problems import is_chat, jsonl_rows, parquet_rows, recognised
+from nanopcf.interop.turns import after_prompt
 from nanopcf.packing import Sequence
 from nanopcf.run import files, log
 from nanopcf.tokenizer import TextTokenizer
 
 TEXT_FIELDS = ("prompt", "trajectory", "answer")
+LONGEST_TAG = 24  # tokens of the end of a prompt in which a tag is looked for
 
 
 @dataclass(frozen=True)
@@ -134,6 +136,15 @@ class Format:
 PLAIN = Format()
 
 
+def encode_trajectory(prompt: list[int], trajectory: str, tokenizer: TextTokenizer) -> list[int]:
+    """Ids of the trajectory as it follows the ids of its prompt, and the end token. Raises like `encode_answer`.
+
+    Neither the end token nor a tag that the template has opened at the end of the prompt, such as <think>, is repeated.
+    """
+    prompt_end = tokenizer.tokenizer.decode(prompt[-LONGEST_TAG:], skip_special_tokens=False)
+    return tokenizer.encode_answer(after_prompt(trajectory, prompt_end))
+
+
 def encode_examples(
     examples: list[Example],
     tokenizer: TextTokenizer,
@@ -150,7 +161,7 @@ def encode_examples(
     sequences = []
     for e in examples:
         prompt = format.prompt(e, tokenizer)
-        tokens = prompt + tokenizer.encode_answer(e.trajectory)
+        tokens = prompt + encode_trajectory(prompt, e.trajectory, tokenizer)
         if len(tokens) <= max_length:
             sequences.append(Sequence(tokens, prompt_length=len(prompt)))
         elif not drop:

@@ -23,7 +23,7 @@ from nanopcf.data import Format, encode_prompts, read_examples
 from nanopcf.interop.mathematics import verifier
 from nanopcf.model import Transformer
 from nanopcf.run import config, files, log
-from nanopcf.run.config import Count, Device, DType, Natural
+from nanopcf.run.config import Count, Device, DType, Natural, NonNegative, PositiveShare, Text
 from nanopcf.run.folder import open_run, read_metrics
 from nanopcf.scoring import answer_problems, choose_slots, open_model, pass_at_k, standard_error
 from nanopcf.tokenizer import TextTokenizer
@@ -36,16 +36,16 @@ class EvaluateConfig(config.Config):
     ood: tuple[str, ...] = ()  # more, unlike the training data; averaged apart
     out: str = ""  # folder for completions and scores
     chat: bool = False  # put each prompt into the model's chat template
-    template: str = "{prompt}"  # text around each prompt
+    template: Text = "{prompt}"  # text around each prompt
     samples: Count = 1  # completions per problem
-    temperature: float = 0.7  # of the sampling; 0 is greedy
-    top_p: float = 1.0  # probability mass to sample from (nucleus)
+    temperature: NonNegative = 0.7  # of the sampling; 0 is greedy
+    top_p: PositiveShare = 1.0  # probability mass to sample from (nucleus)
     max_new_tokens: Count = 512  # longest answer, in tokens
     limit: Natural = 0  # at most so many problems per file (0: all)
     drop_long: bool = False  # leave out prompts that fill the context, and count them
     verifier: Literal["ours", "math-verify", "either"] = "ours"  # ours, math-verify or either
     slots: Natural = 0  # sequences generated at a time (0: what memory holds)
-    seed: int = 0  # of the sampling
+    seed: Natural = 0  # of the sampling
     threads: Natural = 0  # CPU threads (0: found by a probe)
     device: Device = "auto"  # auto, cpu, cuda or mps
     dtype: DType = "auto"  # float32 or bfloat16; auto: bfloat16 on CUDA

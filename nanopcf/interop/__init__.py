@@ -2,6 +2,7 @@
 
 huggingface    model folders and tokenizers in Hugging Face's layout
 chat_template  chat templates, run in a sandbox
+turns          begin and end tokens, and tags that a template opens
 problems       the shapes in which public data sets store problems, solutions and answers
 boxes          the last \\boxed{...} of a text
 formulas       mathematical answers in LaTeX, compared as values

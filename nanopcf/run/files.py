@@ -35,7 +35,7 @@ def write_json(path: Path, value: object) -> None:
 def read_json(path: Path) -> dict:
     """The JSON object in a file. Raises ValueError that names the file."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise ValueError(f"{path}: can't be read ({error.strerror})") from error
     except (ValueError, RecursionError) as error:  # the latter: brackets nested too deep
