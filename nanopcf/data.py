@@ -46,12 +46,17 @@ def read_examples(path: str | Path, *, need: tuple[str, ...] = ("prompt",)) -> l
     examples: list[Example] = []
     # The shape of the first row, and its line: the other rows must have the same shape.
     first_shape, first_line = None, 0
+    unused: dict[str, None] = {}  # the names of text columns, in their order
     for line, row in parquet_rows(path) if path.suffix == ".parquet" else jsonl_rows(path):
         where = f"{path}, line {line}"
         if not isinstance(row, dict):
             raise ValueError(f"{where}: expected a JSON object, found {type(row).__name__}")
-        shape, fields = recognised(row)
-        check_text_fields(fields, need, where)
+        try:
+            shape, fields, missing, unused_here = recognised(row)
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from error
+        check_text_fields(fields, need, where, missing)
+        unused |= dict.fromkeys(unused_here)
         if first_shape is None:
             first_shape, first_line = shape, line
         if shape != first_shape:
@@ -61,14 +66,23 @@ def read_examples(path: str | Path, *, need: tuple[str, ...] = ("prompt",)) -> l
         examples.append(to_example(fields, line, where))
     if not examples:
         raise ValueError(f"{path}: no examples in it")
+    if unused:
+        log.announce_once(f"{path}: text that is not used: {', '.join(unused)}")
+    turns = sum(e.trajectory != "" and any(m["role"] == "assistant" for m in e.messages) for e in examples)
+    if turns:
+        log.announce_once(f"{path}: {turns} of {len(examples)} chats have several answers: the last one is trained alone")
     return examples
 
 
-def check_text_fields(fields: dict, need: tuple[str, ...], where: str) -> None:
-    """Raises ValueError when a needed field is missing or blank, or when one of the three is no text."""
+def check_text_fields(fields: dict, need: tuple[str, ...], where: str, missing: dict[str, str]) -> None:
+    """Raises ValueError when a needed field is missing or blank, or when one of the three is no text.
+
+    missing: why a field is not there, where more can be said about it.
+    """
     for name in TEXT_FIELDS:
         if name in need and name not in fields:
-            raise ValueError(f"{where}: no field {name!r}; it has {', '.join(fields) or 'none'}")
+            because = f" ({missing[name]})" if name in missing else ""
+            raise ValueError(f"{where}: no field {name!r}{because}; it has {', '.join(fields) or 'none'}")
         if not isinstance(fields.get(name, ""), str):
             raise ValueError(f"{where}: {name!r} must be a string, found {fields[name]!r:.40}")
         if name in need and not fields[name].strip():
@@ -93,7 +107,7 @@ def write_jsonl(path: Path, examples: list[Example]) -> None:
     for e in examples:
         chat = {"messages": e.messages} if e.messages else {}
         row = {"prompt": e.prompt, **chat, "trajectory": e.trajectory, "answer": e.answer, "meta": e.meta}
-        lines.append(json.dumps(row) + "\n")
+        lines.append(json.dumps(files.strict(row)) + "\n")
     files.write_text(path, "".join(lines))
 
 

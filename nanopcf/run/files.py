@@ -4,6 +4,7 @@ So whoever reads a file sees a complete one, even after a kill or a power cut in
 """
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable
@@ -29,7 +30,17 @@ def flush(path: Path) -> None:
 
 
 def write_json(path: Path, value: object) -> None:
-    write_text(path, json.dumps(value, indent=1) + "\n")
+    """Raises OSError when the file cannot be written. A number that JSON does not know, such as NaN, becomes null."""
+    write_text(path, json.dumps(strict(value), indent=1, allow_nan=False) + "\n")
+
+
+def strict(value: object) -> object:
+    """The value with null in place of numbers that are not finite."""
+    if isinstance(value, dict):
+        return {name: strict(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [strict(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read_json(path: Path) -> dict:
