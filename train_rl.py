@@ -44,7 +44,7 @@ class RLConfig(config.Config):
     warmup: Natural = 5  # optimizer steps of linear warm-up
     weight_decay: NonNegative = 0.0  # of AdamW, on matrices
     clip: Positive = 1.0  # largest norm of the gradient
-    temperature: float = 1.0  # of the rollouts, and of the trained log-probs
+    temperature: NonNegative = 1.0  # of the rollouts, and of the trained log-probs
     max_new_tokens: Count = 32  # longest answer, in tokens
     overlong_cache: Count = 8  # tokens before the limit where overlong=soft acts
     old_logprobs: Literal["sampler", "recomputed"] = "sampler"  # sampler, or recomputed by the trainer

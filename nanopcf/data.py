@@ -70,7 +70,9 @@ def read_examples(path: str | Path, *, need: tuple[str, ...] = ("prompt",)) -> l
         log.announce_once(f"{path}: text that is not used: {', '.join(unused)}")
     turns = sum(e.trajectory != "" and any(m["role"] == "assistant" for m in e.messages) for e in examples)
     if turns:
-        log.announce_once(f"{path}: {turns} of {len(examples)} chats have several answers: the last one is trained alone")
+        log.announce_once(
+            f"{path}: {turns} of {len(examples)} chats have several answers: the last one is trained alone"
+        )
     return examples
 
 

@@ -53,8 +53,8 @@ def sample(logits: Tensor, uniform: Tensor, temperature: float, top_p: float) ->
     logprobs = (logits / temperature if temperature != 1 else logits).log_softmax(-1)  # (B, V)
     if top_p < 1:
         ordered, order = logprobs.sort(-1, descending=True)  # (B, V)
-        probability_before = ordered.exp().cumsum(-1) - ordered.exp()
-        ordered = ordered.masked_fill(probability_before >= top_p, -torch.inf).log_softmax(-1)
+        probability_before = ordered.exp().cumsum(-1) - ordered.exp()  # rounded: 0.5 + 0.3 can fall short of 0.8
+        ordered = ordered.masked_fill(probability_before >= top_p - 1e-6, -torch.inf).log_softmax(-1)
         logprobs = torch.empty_like(logprobs).scatter_(-1, order, ordered)
     cumulative = logprobs.exp().cumsum(-1)  # (B, V)
     # The uniform number is scaled by the last entry, since a float32 sum seldom ends at exactly 1.

@@ -84,7 +84,7 @@ def test_chat_templates_give_what_transformers_gives(template):
 
     library = Tokenizer(models.WordLevel({"<eos>": 0, "<bos>": 1}))
     theirs = transformers.PreTrainedTokenizerFast(tokenizer_object=library, eos_token="<eos>", bos_token="<bos>")
-    ours = TextTokenizer(library, "<eos>", chat_template=template, bos_token="<bos>")
+    ours = TextTokenizer(library, "<eos>", chat_template=template, named={"eos_token": "<eos>", "bos_token": "<bos>"})
     user, answered = (
         {"role": "user", "content": "  Hi <there> "},
         {"role": "assistant", "content": "<think>x</think>\nHo"},
@@ -125,7 +125,7 @@ def test_the_begin_token_stands_before_a_plain_prompt_and_survives_a_save(folder
     assert tokenizer.encode_prompt("12") == library.encode("12").ids == [tokenizer.bos_ids[0], *tokenizer.encode("12")]
     checkpoint.save(model, tokenizer, folder.parent / "again")
     again = checkpoint.load(folder.parent / "again")[1]
-    assert again.bos_token == "=" and again.bos_ids == tokenizer.bos_ids and nano_tokenizer().bos_ids == []
+    assert again.named["bos_token"] == "=" and again.bos_ids == tokenizer.bos_ids and nano_tokenizer().bos_ids == []
 
 
 def test_templates_are_sandboxed_and_missing_ones_said():

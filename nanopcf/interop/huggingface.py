@@ -219,7 +219,9 @@ def weight_files(folder: Path) -> list[Path]:
         if not (folder / name).is_file():
             raise ValueError(f"{folder / name}: no such file, though the index names it")
     if "model.safetensors" not in names and (folder / "model.safetensors").exists():
-        raise ValueError(f"{folder}: model.safetensors, and {index.name} of other files; move away what isn't the model")
+        raise ValueError(
+            f"{folder}: model.safetensors, and {index.name} of other files; move away what isn't the model"
+        )
     return [folder / name for name in names]
 
 

@@ -78,7 +78,7 @@ def recognised(row: dict) -> Recognised:
     take_trajectory(columns, fields, missing)
     take_answer(columns, fields, missing)
     rest = columns.rest()
-    used = {value for value in fields.values() if isinstance(value, str)}
+    used = list(fields.values())
     unused = [name for name, value in rest.items() if holds_text(value) and name != "meta" and value not in used]
     return Recognised(shape, fields | {name: v for name, v in rest.items() if name not in fields}, missing, unused)
 

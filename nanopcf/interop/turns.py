@@ -115,7 +115,9 @@ def after_prompt(trajectory: str, prompt_end: str) -> str:
     if closed and (empty := re.match(r"<think>\s*</think>\s*", said)):
         return said[empty.end() :]
     if closed and said.startswith("<think>"):
-        log.announce_once("the chat template closes the thoughts (<think></think>), and some trajectories open new ones")
+        log.announce_once(
+            "the chat template closes the thoughts (<think></think>), and some trajectories open new ones"
+        )
     if not opened:
         return trajectory
     tag, name, _, space = opened.groups()

@@ -39,7 +39,8 @@ class Rule(NamedTuple):
 Count = Annotated[int, Rule(lambda value: value >= 1, "must be at least 1")]
 Natural = Annotated[int, Rule(lambda value: value >= 0, "must be at least 0")]
 Positive = Annotated[float, Rule(lambda value: value > 0, "must be above 0")]
-NonNegative = Annotated[float, Rule(lambda value: value >= 0, "must be at least 0")]
+FINITE = Rule(lambda value: value < math.inf, "must be finite")
+NonNegative = Annotated[float, Rule(lambda value: value >= 0, "must be at least 0"), FINITE]
 Share = Annotated[float, Rule(lambda value: 0 <= value <= 1, "is a share from 0 to 1")]
 PositiveShare = Annotated[float, Rule(lambda value: 0 < value <= 1, "must be above 0 and at most 1")]
 Device = Literal["auto", "cpu", "cuda", "mps"]
@@ -87,8 +88,6 @@ def checked(name: str, value: Any, kind: Any) -> Any:
     for rule in rules:
         if not rule.holds(value):
             raise ValueError(f"{flag(name)} {rule.words}, got {value!r}")
-    if base is float and not math.isfinite(value):
-        raise ValueError(f"{flag(name)} must be a finite number, got {value!r}")
     return value
 
 
