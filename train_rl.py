@@ -261,10 +261,8 @@ def main(c: RLConfig) -> list[dict]:
     train, prompts = load_problems(c.train, *(["trajectory"] if recipe.needs_expert else []))
     val, val_prompts = load_problems(c.val)
     # An expert longer than the limit is cut there, and then has no end token.
-    problems = [
-        Problem(prompt, e.answer, encode_trajectory(prompt, e.trajectory, tokenizer)[: c.max_new_tokens])
-        for prompt, e in zip(prompts, train, strict=True)
-    ]
+    experts = [encode_trajectory(p, e, tokenizer)[: c.max_new_tokens] for p, e in zip(prompts, train, strict=True)]
+    problems = [Problem(prompt, e.answer, x) for prompt, e, x in zip(prompts, train, experts, strict=True)]
     reference = copy.deepcopy(model)  # the policy that RL starts from, for the KL term and the KL metric
     model.recompute = c.recompute
     if c.compile:
@@ -359,8 +357,7 @@ def main(c: RLConfig) -> list[dict]:
         parallel.wait()  # so that all processes find the same files
         if not (out / "curve.json").exists():
             save()
-            names = ("step", "x", "score", "greedy")
-            curve = [{k: r[k] for k in names if k in r} for r in metrics.rows("score")]
+            curve = [{k: r[k] for k in ("step", "x", "score", "greedy") if k in r} for r in metrics.rows("score")]
             if curve[-1]["x"] < state["x"]:  # the run ended between two evaluations
                 curve.append({"step": state["step"], "x": state["x"], "score": score(c.eval_temperature)})
             curve[-1]["greedy"] = score(0.0)

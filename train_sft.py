@@ -129,8 +129,7 @@ def main(c: SFTConfig) -> list[dict]:
         return []
     # several short examples share a row, so that little of a forward pass is spent on padding
     val_rows = pack(val, c.pack_length)
-    mean_length = sum(len(s.tokens) for s in train) / len(train)
-    step_flops = flops.sft_step(model.config, c.batch, mean_length)
+    step_flops = flops.sft_step(model.config, c.batch, sum(len(s.tokens) for s in train) / len(train))
 
     # ---- 3. the run folder, and where an earlier start of this run stopped ----
     with open_run(c.out, c, c.resume, free=("device", "threads")) as out, signals.stoppable() as stop_signal:
@@ -181,8 +180,7 @@ def main(c: SFTConfig) -> list[dict]:
             # the norm before it is clipped; the optimizer changes nothing when it is not finite
             norm = optimizer.step(lr, c.clip)
             require_finite(step + 1, "gradient's norm", norm, rows)
-            seconds = time.perf_counter() - began
-            tokens_per_s = round(sum(len(s.tokens) for s in batch) / seconds)
+            tokens_per_s = round(sum(len(s.tokens) for s in batch) / (time.perf_counter() - began))
 
             # ---- 5. validate and save: every --checkpoint-every steps, and when a signal asks for it ----
             number = stop_signal()  # 0 unless Ctrl-C or SIGTERM came

@@ -152,13 +152,13 @@ class Format:
 PLAIN = Format()
 
 
-def encode_trajectory(prompt: list[int], trajectory: str, tokenizer: TextTokenizer) -> list[int]:
+def encode_trajectory(prompt: list[int], e: Example, tokenizer: TextTokenizer) -> list[int]:
     """Ids of the trajectory as it follows the ids of its prompt, and the end token. Raises like `encode_answer`.
 
     Neither the end token nor a tag that the template has opened at the end of the prompt, such as <think>, is repeated.
     """
     prompt_end = tokenizer.tokenizer.decode(prompt[-LONGEST_TAG:], skip_special_tokens=False)
-    return tokenizer.encode_answer(after_prompt(trajectory, prompt_end))
+    return tokenizer.encode_answer(after_prompt(e.trajectory, prompt_end))
 
 
 def encode_examples(
@@ -177,7 +177,7 @@ def encode_examples(
     sequences = []
     for e in examples:
         prompt = format.prompt(e, tokenizer)
-        tokens = prompt + encode_trajectory(prompt, e.trajectory, tokenizer)
+        tokens = prompt + encode_trajectory(prompt, e, tokenizer)
         if len(tokens) <= max_length:
             sequences.append(Sequence(tokens, prompt_length=len(prompt)))
         elif not drop:

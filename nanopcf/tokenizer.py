@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
-from nanopcf.interop.turns import holds_begin, without_end
+from nanopcf.interop.turns import with_begin, without_end
 
 NANO_ALPHABET = "0123456789+-*= "
 END = "<end>"
@@ -60,8 +60,7 @@ class TextTokenizer:
 
     def encode_prompt(self, text: str) -> list[int]:
         """A plain prompt as a base model expects it: after the begin token, if there is one. Raises like `encode`."""
-        ids = self.encode(text)
-        return ids if holds_begin(ids, self.bos_ids) else [*self.bos_ids, *ids]
+        return with_begin(self.encode(text), self.bos_ids)
 
     def encode_answer(self, text: str) -> list[int]:
         """An answer and the end token. Raises like `encode`."""

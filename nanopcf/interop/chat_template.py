@@ -34,7 +34,7 @@ def strftime_now(format: str) -> str:
 class Generation(Extension):
     """{% generation %} ... {% endgeneration %} marks what an assistant says. The text is that without the marks."""
 
-    tags = {"generation"}
+    tags = frozenset({"generation"})
 
     def parse(self, parser: Parser) -> nodes.Node:
         line = next(parser.stream).lineno

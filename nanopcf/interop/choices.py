@@ -84,7 +84,8 @@ def take_choices(columns: Columns) -> Choices | None:
     for wrong in ("incorrect_answer_", "distractor"):
         names = [f"{wrong}{i}" for i in range(1, 10) if columns.has(f"{wrong}{i}")]
         if names and columns.has("correct_answer"):
-            right, *others = texts = [str(columns.take(name)).strip() for name in ("correct_answer", *names)]
+            texts = [str(columns.take(name)).strip() for name in ("correct_answer", *names)]
+            right = texts[0]
             # In an order that follows from the texts, so that the right one is not always the first.
             random.Random("\n".join(texts)).shuffle(texts)
             columns.row["answer"] = LETTERS[texts.index(right)]

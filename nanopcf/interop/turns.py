@@ -38,12 +38,12 @@ def ids_before(processor: dict) -> list[int]:
     return ids
 
 
-def holds_begin(ids: list[int], begin: list[int]) -> bool:
-    """Does a text begin with the begin token already? Then it does not get another one, and the run says so."""
-    holds = bool(begin) and ids[: len(begin)] == begin
-    if holds:
-        log.announce_once("some prompts begin with the begin token themselves: they don't get it twice")
-    return holds
+def with_begin(ids: list[int], begin: list[int]) -> list[int]:
+    """The ids after the begin token. A text that begins with it already gets no other one, and the run says so."""
+    if not begin or ids[: len(begin)] != begin:
+        return [*begin, *ids]
+    log.announce_once("some prompts begin with the begin token themselves: they don't get it twice")
+    return ids
 
 
 # ---- the end token ----

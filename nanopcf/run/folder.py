@@ -30,9 +30,9 @@ except ImportError:  # Windows
 def open_run(out: str | Path, config: object, resume: bool, *, free: tuple[str, ...] = ()) -> Iterator[Path]:
     """Make or re-enter a run folder, and lock it inside the block.
 
-    A resumed run must have the same settings, except for the fields named in `free` (device, threads ...), and the files
-    that they name must have the same content. Raises ValueError when the folder holds a run and resume is off, when it
-    holds a run with other settings or other data, or when another process works in it.
+    A resumed run must have the same settings, except for the fields named in `free` (device, threads ...), and the
+    files that they name must have the same content. Raises ValueError when the folder holds a run and resume is off,
+    when it holds a run with other settings or other data, or when another process works in it.
     """
     out = Path(out)
     if parallel.rank() > 0:
