@@ -189,7 +189,9 @@ def take_trajectory(columns: Columns, fields: dict, missing: dict) -> None:
             said = said[0] if isinstance(said, list) else said
             fields["trajectory"] = thought(said, columns.take(response))
     solution = columns.peek("solution")
-    bare = isinstance(solution, str) and is_bare(solution)
+    given = columns.peek(*ANSWERS)
+    # Beside an answer a short solution is worth training, unless it is that answer once more.
+    bare = isinstance(solution, str) and (is_bare(solution) if given is None else same(solution, given))
     # Several solutions are several ways to the same answer: the first is as good as any.
     if isinstance(solution, list):
         solution = solution[0] if solution else None
@@ -348,8 +350,14 @@ def is_bare(solution: str) -> bool:
     text = solution.strip()
     if not text or len(text) > 100 or "\n" in text or last_boxed(text) is not None:
         return False
-    sentence = text.endswith(".") and " " in text
-    return len(plain_words(text)) <= 1 and text.count("=") <= 1 and not sentence
+    words, parts = len(plain_words(text)), len(text.split())
+    sentence = parts > 1 and (text.endswith(".") or (words and parts > 2))  # "5 apples" is none
+    return words <= 1 and text.count("=") <= 1 and not sentence
+
+
+def same(solution: str, answer: object) -> bool:
+    """Are they the same text, up to the marks of LaTeX's mathematics?"""
+    return solution.strip().strip("$") == str(answer).strip().strip("$")
 
 
 def marked_answer(solution: object) -> str | None:
@@ -420,7 +428,12 @@ def parquet_rows(path: Path) -> Iterator[tuple[int, object]]:
     except ImportError as error:
         raise ValueError(f'{path}: reading parquet needs pyarrow: pip install -e ".[data]", or give JSONL') from error
     try:
-        rows = parquet.read_table(path).to_pylist()
+        table = parquet.read_table(path)
+        for i, field in enumerate(table.schema):
+            if str(field.type).startswith("timestamp[ns"):  # Python's dates end at the microsecond
+                micro = pyarrow.timestamp("us", field.type.tz)
+                table = table.set_column(i, field.name, table[i].cast(micro, safe=False))
+        rows = table.to_pylist()
     except (OSError, ValueError, pyarrow.ArrowException) as error:
         raise ValueError(f"{path}: not a parquet file that can be read ({error})") from error
     return enumerate(map(as_json, rows), 1)
