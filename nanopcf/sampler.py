@@ -165,7 +165,7 @@ class Sampler:
         least, longest = min(limits, default=1), self.max_length - 1
         if n < 1 or least < 1:
             raise ValueError(f"sampler: n and max_new_tokens must be at least 1, got {n} and {least}")
-        if not 0 < top_p <= 1 or temperature < 0:
+        if not 0 < top_p <= 1 or not temperature >= 0:
             raise ValueError(f"sampler: need 0 < top_p <= 1 and temperature >= 0, got {top_p} and {temperature}")
         for i, p in enumerate(prompts):
             if not 0 < len(p) <= longest:

@@ -338,8 +338,10 @@ def plain_words(text: str) -> list[str]:
 
 
 def is_whole(answer: str) -> bool:
-    """Is an answer a whole worked solution? Two sentences are, and one that computes, and a long text."""
+    """Is an answer a whole worked solution? Words with a box are, two sentences, one that computes, and a long text."""
     words = len(plain_words(answer))
+    if words and last_boxed(answer) is not None and plain_words(answer.replace(last_boxed(answer), "")):
+        return True
     sentences = len(re.findall(r"[a-z0-9)$}%][.!?]\s+(?=[A-Z$\\])", answer[:5000]))
     computes = words >= 5 and "=" in answer and answer.rstrip().endswith((".", "!"))
     return (words >= 4 and sentences >= 1) or computes or words > 60

@@ -124,6 +124,7 @@ def after_prompt(trajectory: str, prompt_end: str) -> str:
     if said.startswith(tag):
         log.announce_once(f"the prompt ends with {tag}, and some trajectories open it too: it stands there once")
         return said.removeprefix(tag).removeprefix(space)
-    if name and trajectory and f"</{name}>" not in trajectory:
+    thinks = name and re.search("think|thought|reason", name)  # another tag may open the answer itself
+    if thinks and trajectory and f"</{name}>" not in trajectory:
         log.announce_once(f"the prompt ends with {tag}, and some trajectories don't close it with </{name}>")
     return trajectory
