@@ -64,7 +64,7 @@ class TextTokenizer:
 
     def encode_answer(self, text: str) -> list[int]:
         """An answer and the end token. Raises like `encode`."""
-        return [*self.encode(without_end(text, self.end_token)), self.eos_id]
+        return [*self.encode(without_end(text, self)), self.eos_id]
 
     def decode(self, ids: list[int]) -> str:
         """The text of the ids; begin, end and other special tokens are left out."""

@@ -209,6 +209,8 @@ def test_begin_and_end_tokens_that_a_text_brings_along_are_not_doubled(tmp_path,
         assert shown(tokenizer, tokenizer.encode_answer(answer)) == "4</s>"
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 2 and "begin with the begin token" in said[0] and "end with '</s>'" in said[1]
+    turns = checkpoint.load_tokenizer_of(tmp_path / "m", end_token="<turn>")
+    assert shown(turns, turns.encode_answer("4</s><turn>\n")) == "4<turn>"
 
 
 @pytest.mark.parametrize(

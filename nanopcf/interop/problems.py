@@ -242,7 +242,8 @@ def take_answer(columns: Columns, fields: dict, missing: dict) -> None:
         return
     if value.strip().lower() == "nan":
         raise ValueError(f"{name!r} is {value.strip()}, which is no answer")
-    if "####" not in value and not is_whole(value):
+    # Our own files have both fields, and an answer is what they say it is.
+    if columns.was_read("trajectory") or ("####" not in value and not is_whole(value)):
         # ASDiv's answers name their unit: "9 (apples)".
         unit = re.fullmatch(r"([\d.,/:]+) \([^()]+\)", value.strip())
         fields["answer"] = unit[1] if unit and columns.was_read("body") else value

@@ -49,13 +49,13 @@ def with_begin(ids: list[int], begin: list[int]) -> list[int]:
 # ---- the end token ----
 
 
-def without_end(text: str, end_token: str) -> str:
-    """The text without the end token at its end, which is put there anyway; the run says so."""
-    stripped = text.rstrip()
-    if not stripped.endswith(end_token):
-        return text
-    log.announce_once(f"some trajectories end with {end_token!r} themselves: they don't get it twice")
-    return stripped.removesuffix(end_token)
+def without_end(text: str, tokenizer: "TextTokenizer") -> str:
+    """The text without end tokens at its end, since one is put there anyway; the run says so."""
+    ends = [tokenizer.end_token, *map(tokenizer.tokenizer.id_to_token, tokenizer.stop_ids)]
+    while end := next((end for end in ends if text.rstrip().endswith(end)), None):
+        log.announce_once(f"some trajectories end with {end!r} themselves: they end with {tokenizer.end_token!r}, once")
+        text = text.rstrip().removesuffix(end)
+    return text
 
 
 def closing_token(tokenizer: "TextTokenizer") -> str | None:
