@@ -109,6 +109,9 @@ USER, SAYS = {"role": "user", "content": "6+7?"}, {"role": "assistant", "content
             "9",
         ),
         ({"context": "A pentagon.", "question": "Sides?", "answer": "5"}, "A pentagon.\n\nSides?", "", "5"),
+        ({"context": "x > 0", "question": "If x > 0?", "answer": "5"}, "If x > 0?", "", "5"),
+        ({"problem": "p", "answer": "", "final_answer": [], "solution": "\\boxed{3}"}, "p", "\\boxed{3}", "3"),
+        ({"prompt": "p", "trajectory": "\\boxed{3}", "answer": ""}, "p", "\\boxed{3}", ""),
         ({"instruction": "Add.", "input": "2 3", "output": "5"}, "Add.\n\n2 3", "5", ""),
         ({"system_prompt": "Be good.", "question": "q", "response": "r"}, "Be good.\n\nq", "r", ""),
         ({"problem": "p", "generated_solution": "\\boxed{7}", "expected_answer": "7"}, "p", "\\boxed{7}", "7"),
@@ -120,7 +123,7 @@ def test_the_usual_shapes_are_recognised(tmp_path, row, prompt, trajectory, answ
     path.write_text(json.dumps(row) + "\n")
     (e,) = read_examples(path)
     assert (e.prompt, e.trajectory, e.answer) == (prompt, trajectory, answer)
-    assert ("url" in row) == ("url" in e.meta) and (e.meta.get("completion") == "kept") == ("trajectory" in row)
+    assert ("url" in row) == ("url" in e.meta) and ("completion" in e.meta) == ({"completion", "trajectory"} <= row.keys())
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ class Columns:
         return self.name(plain) in self.taken
 
     def peek(self, *plain: str) -> Any:
-        """The value of the first of these fields that is there and not blank; else the first that is there; or None."""
+        """The value of the first of these fields that is there and not blank; else of the first blank text; or None."""
         return self.find(plain)[1]
 
     def has(self, *plain: str) -> bool:
@@ -51,7 +51,8 @@ class Columns:
     def find(self, plain: tuple[str, ...]) -> tuple[str, Any]:
         there = [self.names[name] for name in plain if self.has(name)]
         filled = [name for name in there if self.row[name] not in ("", [], {}) and not is_blank(self.row[name])]
-        name = next(iter(filled or there), "")
+        blank = [name for name in there if isinstance(self.row[name], str)]
+        name = next(iter(filled or blank), "")
         return name, self.row.get(name)
 
     def rest(self) -> dict:
@@ -69,7 +70,10 @@ class Choices(NamedTuple):
     answer_names: tuple[str, ...]  # the fields in which the right one may stand
 
 
-ANSWER_NAMES = ("answer_key", "answerkey", "answer", "answer_index", "answer_idx", "correct", "gold", "label", "cop")
+ANSWER_NAMES = (
+    *("answer_key", "answerkey", "answer", "answer_index", "answer_idx", "correct", "correct_answer", "correct_option"),
+    *("ground_truth", "gold", "label", "cop"),
+)
 
 
 def take_choices(columns: Columns) -> Choices | None:
@@ -144,10 +148,11 @@ def labels_and_texts(value: object) -> tuple[list[str], list[str]]:
 
 def with_choices(question: str, choices: Choices) -> str:
     """The question and below it "A. ...", one line each; the question alone where it shows its choices already."""
-    shown = zip(LETTERS, choices.texts, strict=False)
-    if all(re.search(rf"\(?\b{letter}\s*[.):]\s*{re.escape(text)}", question) for letter, text in shown):
+    lettered = list(zip(LETTERS, choices.texts, strict=False))
+    marks = (". ", ") ", ": ", ".", ")", ":")
+    if all(any(f"{letter}{mark}{text}" in question for mark in marks) for letter, text in lettered):
         return question
-    return f"{question}\n\n" + "\n".join(f"{a}. {text}" for a, text in zip(LETTERS, choices.texts, strict=False))
+    return f"{question}\n\n" + "\n".join(f"{letter}. {text}" for letter, text in lettered)
 
 
 def right_letter(choices: Choices, value: object, name: str) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from nanopcf.interop.boxes import last_boxed
-from nanopcf.interop.choices import Columns, right_letter, take_choices, with_choices
+from nanopcf.interop.choices import Choices, Columns, right_letter, take_choices, with_choices
 
 LONGEST_LINE = 64 << 20  # bytes of a JSONL file
 
@@ -111,9 +111,9 @@ def take_messages(columns: Columns, fields: dict) -> str | None:
             fields["trajectory"] = thought(thoughts, last["content"]) if thoughts else last["content"]
         set_messages(columns, fields, said)
         # Some rows hold the problem once more; what differs from the chat is named as unused.
-        for name in ("prompt", *PROMPTS):
-            if isinstance(columns.peek(name), str) and columns.peek(name).strip() in fields["prompt"]:
-                columns.take(name)
+        for again in ("prompt", *PROMPTS):
+            if isinstance(columns.peek(again), str) and columns.peek(again).strip() in fields["prompt"]:
+                columns.take(again)
         return "messages"
     return None
 
@@ -154,6 +154,8 @@ def take_prompt(columns: Columns, fields: dict) -> str | None:
         if not isinstance(context, str):
             raise ValueError(f"{columns.name(name)!r} must be text, found {context!r:.40}")
         columns.take(name)
+        if context.strip() in prompt:  # the question repeats it
+            continue
         if name == "body":
             # Some stories of SVAMP lack the full stop at their end.
             stop = "" if context.strip().endswith((".", "?", "!")) else "."
@@ -167,7 +169,7 @@ def take_prompt(columns: Columns, fields: dict) -> str | None:
     return main
 
 
-def add_choices(fields: dict, choices) -> None:
+def add_choices(fields: dict, choices: Choices) -> None:
     """Write the choices of a question below it, unless they stand there already."""
     prompt = fields["prompt"]
     if not isinstance(prompt, str):
@@ -227,15 +229,15 @@ def take_answer(columns: Columns, fields: dict, missing: dict) -> None:
     if "answer" in fields:
         return
     name, value = given_answer(columns, ANSWERS)
-    if value is None:
-        answer = marked_answer(fields.get("trajectory"))
-        if answer is not None:
-            fields["answer"] = answer
+    own = columns.was_read("trajectory")
+    if value is None or (value == "" and not own):
+        value = marked_answer(fields.get("trajectory")) or value
+        if value is not None:
+            fields["answer"] = value
         return
     # Several final answers are all needed: the right answer is the list of them.
-    if isinstance(value, list) and value and (name.lower().startswith("final") or len(value) == 1):
-        texts = all(isinstance(item, str) for item in value)
-        fields["answer"] = ", ".join(map(str, value)) if texts or name.lower().startswith("final") else value
+    if isinstance(value, list) and (name.lower().startswith("final") or [type(item) for item in value] == [str]):
+        fields["answer"] = ", ".join(map(str, value))
         return
     if not isinstance(value, str):
         fields["answer"] = number_text(value, name)
@@ -243,7 +245,7 @@ def take_answer(columns: Columns, fields: dict, missing: dict) -> None:
     if value.strip().lower() == "nan":
         raise ValueError(f"{name!r} is {value.strip()}, which is no answer")
     # Our own files have both fields, and an answer is what they say it is.
-    if columns.was_read("trajectory") or ("####" not in value and not is_whole(value)):
+    if own or ("####" not in value and not is_whole(value)):
         # ASDiv's answers name their unit: "9 (apples)".
         unit = re.fullmatch(r"([\d.,/:]+) \([^()]+\)", value.strip())
         fields["answer"] = unit[1] if unit and columns.was_read("body") else value
