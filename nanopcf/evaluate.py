@@ -176,7 +176,8 @@ def main(c: EvaluateConfig) -> list[dict]:
             scores.append(summary(Path(file).stem, file in c.ood, rows))
         print(table(scores))
         if c.out:
-            files.write_json(Path(c.out) / "scores.json", {"scores": scores, "environment": log.environment(device)})
+            saved = files.strict({"scores": scores, "environment": log.environment(device)})
+            files.write_json(Path(c.out) / "scores.json", saved)
         return scores
 
 

@@ -30,12 +30,14 @@ def flush(path: Path) -> None:
 
 
 def write_json(path: Path, value: object) -> None:
-    """Raises OSError when the file cannot be written. A number that JSON does not know, such as NaN, becomes null."""
-    write_text(path, json.dumps(strict(value), indent=1, allow_nan=False) + "\n")
+    write_text(path, json.dumps(value, indent=1) + "\n")
 
 
 def strict(value: object) -> object:
-    """The value with null in place of numbers that are not finite."""
+    """The value with null in place of numbers that are not finite, which JSON does not know and Python writes anyway.
+
+    For files that others read; in our own an infinite setting must come back as it was.
+    """
     if isinstance(value, dict):
         return {name: strict(item) for name, item in value.items()}
     if isinstance(value, (list, tuple)):
