@@ -123,7 +123,9 @@ def test_the_usual_shapes_are_recognised(tmp_path, row, prompt, trajectory, answ
     path.write_text(json.dumps(row) + "\n")
     (e,) = read_examples(path)
     assert (e.prompt, e.trajectory, e.answer) == (prompt, trajectory, answer)
-    assert ("url" in row) == ("url" in e.meta) and ("completion" in e.meta) == ({"completion", "trajectory"} <= row.keys())
+    assert ("url" in row) == ("url" in e.meta) and ("completion" in e.meta) == (
+        {"completion", "trajectory"} <= row.keys()
+    )
 
 
 @pytest.mark.parametrize(
