@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from nanopcf.run import config
-from nanopcf.run.config import Count, Device, DType, Natural, Positive, Share
+from nanopcf.run.config import Count, Device, DType, Natural, Positive, Share, Text
 
 PRESETS = Path(__file__).resolve().parent / "configs"
 CONTEXT = 64  # tokens; the tasks' problems and working fit
@@ -31,7 +31,7 @@ class PipelineConfig(config.Config):
     data: str = ""  # JSONL of real problems, in place of the task
     test_data: str = ""  # JSONL to score on; needed with --data
     chat: bool = False  # put each prompt into the chat template
-    template: str = "{prompt}"  # text around each prompt
+    template: Text = "{prompt}"  # text around each prompt
     max_new_tokens: Count = 32  # longest answer, in tokens
     pack_length: Count = 128  # tokens per packed row, and longest example
     micro_rows: Count = 16  # packed rows per forward pass
@@ -63,7 +63,7 @@ class PipelineConfig(config.Config):
     paradigm_seeds: Count = 3  # runs of each
     workers: Natural = 0  # processes at a time (0: one per core)
     threads: Natural = 0  # threads of a process (0: found by a probe)
-    seed: int = 0  # of everything
+    seed: Natural = 0  # of everything
     device: Device = "auto"  # auto, cpu, cuda or mps
     resume: bool = False  # continue the run in --out
 
@@ -178,8 +178,7 @@ def run_experiment(c: PipelineConfig, out: Path, device: torch.device, threads: 
 
     samples = compare_answers(c, data, branches)
     parts = base, candidates, selection, branches, paradigm_runs, samples
-    problems = len(read_examples(data["test"]))
-    result = report.assemble(c, device, *parts, problems=problems, elapsed_s=stages.elapsed)
+    result = report.assemble(c, device, *parts, problems=len(read_examples(data["test"])), elapsed_s=stages.elapsed)
     report.publish(result, out)
     log.announce(f"report: {out / 'report.html'}   ({(time.perf_counter() - started) / 60:.1f} minutes)")
     return result

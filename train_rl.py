@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from nanopcf.run import config
-from nanopcf.run.config import Count, Device, DType, Natural, NonNegative, Positive
+from nanopcf.run.config import Count, Device, DType, Natural, NonNegative, Positive, Text
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class RLConfig(config.Config):
     warmup: Natural = 5  # optimizer steps of linear warm-up
     weight_decay: NonNegative = 0.0  # of AdamW, on matrices
     clip: Positive = 1.0  # largest norm of the gradient
-    temperature: float = 1.0  # of the rollouts, and of the trained log-probs
+    temperature: NonNegative = 1.0  # of the rollouts, and of the trained log-probs
     max_new_tokens: Count = 32  # longest answer, in tokens
     overlong_cache: Count = 8  # tokens before the limit where overlong=soft acts
     old_logprobs: Literal["sampler", "recomputed"] = "sampler"  # sampler, or recomputed by the trainer
@@ -58,10 +58,11 @@ class RLConfig(config.Config):
     pack_length: Count = 128  # tokens per packed row
     micro_rows: Count = 16  # packed rows per forward pass
     chat: bool = False  # put each prompt into the model's chat template
-    template: str = "{prompt}"  # text around each prompt
+    template: Text = "{prompt}"  # text around each prompt
+    end_token: str = ""  # ends a trajectory (default: as the chat template does)
     drop_long: bool = False  # leave out prompts too long for an answer, and count
-    stop: tuple[str, ...] = ()  # strings that end an answer, such as "Question:"
-    seed: int = 0  # of the data order and the sampling
+    stop: tuple[Text, ...] = ()  # strings that end an answer, such as "Question:"
+    seed: Natural = 0  # of the data order and the sampling
     threads: Natural = 0  # CPU threads (0: found by a probe)
     device: Device = "auto"  # auto, cpu, cuda or mps
     dtype: DType = "auto"  # float32 or bfloat16; auto: bfloat16 on CUDA
@@ -99,7 +100,7 @@ import torch
 
 import kernels
 from nanopcf import checkpoint, objectives
-from nanopcf.data import Example, Format, batch_indices, encode_prompts, read_examples
+from nanopcf.data import Example, Format, batch_indices, encode_prompts, encode_trajectory, read_examples
 from nanopcf.model import Transformer
 from nanopcf.objectives import RECIPES, Recipe, Terms, rl_loss, token_terms
 from nanopcf.optim import SCHEDULES, Optimizer, learning_rate
@@ -251,7 +252,7 @@ def main(c: RLConfig) -> list[dict]:
     recipe = c.recipe
     device = parallel.start(machine.choose_device(c.device))
     dtype = machine.choose_dtype(c.dtype, device)
-    model, tokenizer = checkpoint.load(c.model, device, dtype)
+    model, tokenizer = checkpoint.load(c.model, device, dtype, chat=c.chat, end_token=c.end_token)
     threads = machine.set_threads(c.threads, model)
     room = model.config.max_length - c.max_new_tokens  # tokens that a prompt may have
 
@@ -262,7 +263,7 @@ def main(c: RLConfig) -> list[dict]:
     train, prompts = load_problems(c.train, *(["trajectory"] if recipe.needs_expert else []))
     val, val_prompts = load_problems(c.val)
     # An expert longer than the limit is cut there, and then has no end token.
-    experts = [tokenizer.encode_answer(e.trajectory)[: c.max_new_tokens] for e in train]
+    experts = [encode_trajectory(p, e, tokenizer)[: c.max_new_tokens] for p, e in zip(prompts, train, strict=True)]
     problems = [Problem(prompt, e.answer, x) for prompt, e, x in zip(prompts, train, experts, strict=True)]
     reference = copy.deepcopy(model)  # the policy that RL starts from, for the KL term and the KL metric
     model.recompute = c.recompute

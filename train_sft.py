@@ -13,7 +13,7 @@ On several GPUs: torchrun --nproc_per_node=N train_sft.py ... (`nanopcf/run/para
 from dataclasses import dataclass
 
 from nanopcf.run import config
-from nanopcf.run.config import Count, Device, DType, Natural, NonNegative, Positive
+from nanopcf.run.config import Count, Device, DType, Natural, NonNegative, Positive, Text
 
 
 @dataclass(frozen=True)
@@ -34,10 +34,11 @@ class SFTConfig(config.Config):
     checkpoint_every: Count = 30  # steps between checkpoints, each with a validation
     keep: Natural = 0  # newest checkpoints to keep, and the best (0: all)
     chat: bool = False  # put each prompt into the model's chat template
-    template: str = "{prompt}"  # text around each prompt
+    template: Text = "{prompt}"  # text around each prompt
+    end_token: str = ""  # ends a trajectory (default: as the chat template does)
     max_length: Natural = 0  # tokens of an example at most (0: model's context)
     drop_long: bool = False  # leave out longer examples, and count them
-    seed: int = 0  # of the data order
+    seed: Natural = 0  # of the data order
     threads: Natural = 0  # CPU threads (0: found by a probe)
     device: Device = "auto"  # auto, cpu, cuda or mps
     dtype: DType = "auto"  # float32 or bfloat16; auto: bfloat16 on CUDA
@@ -49,6 +50,7 @@ class SFTConfig(config.Config):
     def __post_init__(self) -> None:
         super().__post_init__()
         config.one_of(self, schedule=SCHEDULES)
+        config.different_files(self, "train", "val")
 
 
 if __name__ == "__main__":
@@ -115,7 +117,7 @@ def main(c: SFTConfig) -> list[dict]:
     """Train; return the checkpoints as dicts of step, x_sft (FLOPs), val_loss and regime."""
     device = parallel.start(machine.choose_device(c.device))
     dtype = machine.choose_dtype(c.dtype, device)
-    model, tokenizer = checkpoint.load(c.model, device, dtype)
+    model, tokenizer = checkpoint.load(c.model, device, dtype, chat=c.chat, end_token=c.end_token)
     threads = machine.set_threads(c.threads, model)
     train, val = (load_sequences(path, tokenizer, model.config.max_length, c) for path in (c.train, c.val))
     model.recompute = c.recompute
@@ -127,8 +129,7 @@ def main(c: SFTConfig) -> list[dict]:
         return []
     # several short examples share a row, so that little of a forward pass is spent on padding
     val_rows = pack(val, c.pack_length)
-    mean_length = sum(len(s.tokens) for s in train) / len(train)
-    step_flops = flops.sft_step(model.config, c.batch, mean_length)
+    step_flops = flops.sft_step(model.config, c.batch, sum(len(s.tokens) for s in train) / len(train))
 
     # ---- 3. the run folder, and where an earlier start of this run stopped ----
     with open_run(c.out, c, c.resume, free=("device", "threads")) as out, signals.stoppable() as stop_signal:
@@ -179,8 +180,7 @@ def main(c: SFTConfig) -> list[dict]:
             # the norm before it is clipped; the optimizer changes nothing when it is not finite
             norm = optimizer.step(lr, c.clip)
             require_finite(step + 1, "gradient's norm", norm, rows)
-            seconds = time.perf_counter() - began
-            tokens_per_s = round(sum(len(s.tokens) for s in batch) / seconds)
+            tokens_per_s = round(sum(len(s.tokens) for s in batch) / (time.perf_counter() - began))
 
             # ---- 5. validate and save: every --checkpoint-every steps, and when a signal asks for it ----
             number = stop_signal()  # 0 unless Ctrl-C or SIGTERM came

@@ -63,7 +63,7 @@ def softmax_stats(
     logprob = z_y - log_total.squeeze(1)  # (C,)
     if not entropy:
         return [logprob, lse], p, None
-    logp = z.sub_(log_total)  # (C, V)
+    logp = z.sub_(log_total).clamp_(min=-1e30)  # (C, V); where p is 0, p log p is 0 and not 0 * -inf
     # Block by block: the product p * logp of all words would be a third tensor of size [C, V].
     blocks = zip(p.split(WORDS_PER_BLOCK, dim=1), logp.split(WORDS_PER_BLOCK, dim=1), strict=True)
     h = -sum(torch.linalg.vecdot(p_block, logp_block) for p_block, logp_block in blocks)  # (C,)

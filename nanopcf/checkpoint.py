@@ -24,16 +24,17 @@ from nanopcf.tokenizer import TextTokenizer
 
 
 def load(
-    path: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+    path: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32, **ends: bool | str
 ) -> tuple[Transformer, TextTokenizer]:
     """The model and the tokenizer of a folder, or of an Org/Name on the Hugging Face Hub.
 
+    ends: `chat` and `end_token`, which say how an answer ends (`huggingface.load_tokenizer`).
     Raises ValueError saying which file is missing or broken, and which weights are missing, extra or of another shape.
     """
     folder = huggingface.find(path)
     hf_config = files.read_json(folder / "config.json")
     config = huggingface.from_hf_config(hf_config, folder / "config.json")
-    tokenizer = huggingface.load_tokenizer(folder, hf_config.get("eos_token_id"))
+    tokenizer = huggingface.load_tokenizer(folder, hf_config.get("eos_token_id"), **ends)
     if tokenizer.vocab_size > config.vocab_size:
         raise ValueError(
             f"{folder}: the tokenizer has {tokenizer.vocab_size} tokens, the model's embedding {config.vocab_size}; "
@@ -82,10 +83,10 @@ def check_weights(folder: Path, shards: list[Path], config: ModelConfig) -> None
         raise ValueError(f"{folder}: weights don't match config.json: {'; '.join(problems[:8])}{more}")
 
 
-def load_tokenizer_of(path: str | Path) -> TextTokenizer:
+def load_tokenizer_of(path: str | Path, **ends: bool | str) -> TextTokenizer:
     """The tokenizer alone of what `load` opens. Raises ValueError when one of its files is missing or broken."""
     folder = huggingface.find(path)
-    return huggingface.load_tokenizer(folder, files.read_json(folder / "config.json").get("eos_token_id"))
+    return huggingface.load_tokenizer(folder, files.read_json(folder / "config.json").get("eos_token_id"), **ends)
 
 
 def save(model: Transformer, tokenizer: TextTokenizer, path: str | Path) -> None:

@@ -18,12 +18,14 @@ from nanopcf.answers.comparing import is_formula
 from nanopcf.answers.finding import bare
 from nanopcf.answers.mathematics import INSTALL, installed
 from nanopcf.interop.problems import is_chat, jsonl_rows, parquet_rows, recognised
+from nanopcf.interop.turns import after_prompt
 from nanopcf.packing import Sequence
 from nanopcf.rewards import verify
 from nanopcf.run import files, log
 from nanopcf.tokenizer import TextTokenizer
 
 TEXT_FIELDS = ("prompt", "trajectory", "answer")
+LONGEST_TAG = 24  # tokens of the end of a prompt in which a tag is looked for
 
 
 @dataclass(frozen=True)
@@ -48,12 +50,17 @@ def read_examples(path: str | Path, *, need: tuple[str, ...] = ("prompt",)) -> l
     examples: list[Example] = []
     # The shape of the first row, and its line: the other rows must have the same shape.
     first_shape, first_line = None, 0
+    unused: dict[str, None] = {}  # the names of text columns, in their order
     for line, row in parquet_rows(path) if path.suffix == ".parquet" else jsonl_rows(path):
         where = f"{path}, line {line}"
         if not isinstance(row, dict):
             raise ValueError(f"{where}: expected a JSON object, found {type(row).__name__}")
-        shape, fields = recognised(row)
-        check_text_fields(fields, need, where)
+        try:
+            shape, fields, missing, unused_here = recognised(row)
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from error
+        check_text_fields(fields, need, where, missing)
+        unused |= dict.fromkeys(unused_here)
         if first_shape is None:
             first_shape, first_line = shape, line
         if shape != first_shape:
@@ -65,14 +72,25 @@ def read_examples(path: str | Path, *, need: tuple[str, ...] = ("prompt",)) -> l
         raise ValueError(f"{path}: no examples in it")
     if "answer" in need:
         announce_answers(examples, path)
+    if unused:
+        log.announce_once(f"{path}: text that is not used: {', '.join(unused)}")
+    turns = sum(e.trajectory != "" and any(m["role"] == "assistant" for m in e.messages) for e in examples)
+    if turns:
+        log.announce_once(
+            f"{path}: {turns} of {len(examples)} chats have several answers: the last one is trained alone"
+        )
     return examples
 
 
-def check_text_fields(fields: dict, need: tuple[str, ...], where: str) -> None:
-    """Raises ValueError when a needed field is missing or blank, or when one of the three is no text."""
+def check_text_fields(fields: dict, need: tuple[str, ...], where: str, missing: dict[str, str]) -> None:
+    """Raises ValueError when a needed field is missing or blank, or when one of the three is no text.
+
+    missing: why a field is not there, where more can be said about it.
+    """
     for name in TEXT_FIELDS:
         if name in need and name not in fields:
-            raise ValueError(f"{where}: no field {name!r}; it has {', '.join(fields) or 'none'}")
+            because = f" ({missing[name]})" if name in missing else ""
+            raise ValueError(f"{where}: no field {name!r}{because}; it has {', '.join(fields) or 'none'}")
         if not isinstance(fields.get(name, ""), str):
             raise ValueError(f"{where}: {name!r} must be a string, found {fields[name]!r:.40}")
         if name in need and not fields[name].strip():
@@ -112,7 +130,7 @@ def write_jsonl(path: Path, examples: list[Example]) -> None:
     for e in examples:
         chat = {"messages": e.messages} if e.messages else {}
         row = {"prompt": e.prompt, **chat, "trajectory": e.trajectory, "answer": e.answer, "meta": e.meta}
-        lines.append(json.dumps(row) + "\n")
+        lines.append(json.dumps(files.strict(row)) + "\n")
     files.write_text(path, "".join(lines))
 
 
@@ -155,6 +173,15 @@ class Format:
 PLAIN = Format()
 
 
+def encode_trajectory(prompt: list[int], e: Example, tokenizer: TextTokenizer) -> list[int]:
+    """Ids of the trajectory as it follows the ids of its prompt, and the end token. Raises like `encode_answer`.
+
+    Neither the end token nor a tag that the template has opened at the end of the prompt, such as <think>, is repeated.
+    """
+    prompt_end = tokenizer.tokenizer.decode(prompt[-LONGEST_TAG:], skip_special_tokens=False)
+    return tokenizer.encode_answer(after_prompt(e.trajectory, prompt_end))
+
+
 def encode_examples(
     examples: list[Example],
     tokenizer: TextTokenizer,
@@ -171,7 +198,7 @@ def encode_examples(
     sequences = []
     for e in examples:
         prompt = format.prompt(e, tokenizer)
-        tokens = prompt + tokenizer.encode_answer(e.trajectory)
+        tokens = prompt + encode_trajectory(prompt, e, tokenizer)
         if len(tokens) <= max_length:
             sequences.append(Sequence(tokens, prompt_length=len(prompt)))
         elif not drop:

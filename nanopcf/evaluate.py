@@ -23,7 +23,7 @@ from nanopcf.answers.mathematics import verifier
 from nanopcf.data import Example, Format, encode_prompts, read_examples
 from nanopcf.model import Transformer
 from nanopcf.run import config, files, log
-from nanopcf.run.config import Count, Device, DType, Natural
+from nanopcf.run.config import Count, Device, DType, Natural, NonNegative, PositiveShare, Text
 from nanopcf.run.folder import open_run, read_metrics
 from nanopcf.scoring import answer_problems, choose_slots, open_model, pass_at_k, standard_error
 from nanopcf.tokenizer import TextTokenizer
@@ -36,17 +36,17 @@ class EvaluateConfig(config.Config):
     ood: tuple[str, ...] = ()  # more, unlike the training data; averaged apart
     out: str = ""  # folder for completions and scores
     chat: bool = False  # put each prompt into the model's chat template
-    template: str = "{prompt}"  # text around each prompt
+    template: Text = "{prompt}"  # text around each prompt
     samples: Count = 1  # completions per problem
-    temperature: float = 0.7  # of the sampling; 0 is greedy
-    top_p: float = 1.0  # probability mass to sample from (nucleus)
+    temperature: NonNegative = 0.7  # of the sampling; 0 is greedy
+    top_p: PositiveShare = 1.0  # probability mass to sample from (nucleus)
     max_new_tokens: Count = 512  # longest answer, in tokens
     limit: Natural = 0  # at most so many problems per file (0: all)
     drop_long: bool = False  # leave out prompts that fill the context, and count them
-    stop: tuple[str, ...] = ()  # strings that end an answer, such as "Question:"
+    stop: tuple[Text, ...] = ()  # strings that end an answer, such as "Question:"
     verifier: Literal["auto", "ours", "math-verify"] = "auto"  # auto, ours or math-verify
     slots: Natural = 0  # sequences generated at a time (0: what memory holds)
-    seed: int = 0  # of the sampling
+    seed: Natural = 0  # of the sampling
     threads: Natural = 0  # CPU threads (0: found by a probe)
     device: Device = "auto"  # auto, cpu, cuda or mps
     dtype: DType = "auto"  # float32 or bfloat16; auto: bfloat16 on CUDA
@@ -181,7 +181,8 @@ def main(c: EvaluateConfig) -> list[dict]:
             scores.append(summary(Path(file).stem, file in c.ood, rows))
         print(table(scores))
         if c.out:
-            files.write_json(Path(c.out) / "scores.json", {"scores": scores, "environment": log.environment(device)})
+            saved = files.strict({"scores": scores, "environment": log.environment(device)})
+            files.write_json(Path(c.out) / "scores.json", saved)
         return scores
 
 

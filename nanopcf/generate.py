@@ -9,10 +9,10 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from nanopcf import checkpoint
-from nanopcf.run import config, log, machine
-from nanopcf.run.config import Count, Device, DType, Natural
+from nanopcf.run import config, log
+from nanopcf.run.config import Count, Device, DType, Natural, NonNegative, PositiveShare
 from nanopcf.sampler import Sampler
+from nanopcf.scoring import check_finite, open_model
 from nanopcf.tokenizer import TextTokenizer
 
 
@@ -22,10 +22,10 @@ class GenerateConfig(config.Config):
     prompt: str = ""  # text to continue; with --chat the first message
     chat: bool = False  # put the prompt into the model's chat template
     samples: Count = 1  # completions
-    temperature: float = 0.7  # of the sampling; 0 is greedy
-    top_p: float = 1.0  # probability mass to sample from (nucleus)
+    temperature: NonNegative = 0.7  # of the sampling; 0 is greedy
+    top_p: PositiveShare = 1.0  # probability mass to sample from (nucleus)
     max_new_tokens: Count = 256  # longest answer, in tokens
-    seed: int = 0  # of the sampling
+    seed: Natural = 0  # of the sampling
     threads: Natural = 0  # CPU threads (0: found by a probe)
     device: Device = "auto"  # auto, cpu, cuda or mps
     dtype: DType = "auto"  # float32 or bfloat16; auto: bfloat16 on CUDA
@@ -70,6 +70,7 @@ def answer(c: GenerateConfig, sampler: Sampler, tokenizer: TextTokenizer, prompt
         seed=seed,
         stream=typist,
     )
+    check_finite(completions)
     texts = [tokenizer.decode(completion.tokens) for completion in completions]
     if typist:
         # an answer that was cut may end in half a character, which the typist kept back
@@ -92,9 +93,7 @@ def read_lines() -> Iterator[str]:
 
 
 def main(c: GenerateConfig) -> None:
-    device = machine.choose_device(c.device)
-    model, tokenizer = checkpoint.load(c.model, device, machine.choose_dtype(c.dtype, device))
-    machine.set_threads(c.threads, model)
+    model, tokenizer, _ = open_model(c)
     sampler = Sampler(model, slots=c.samples, max_length=model.config.max_length)
     if not c.chat:
         answer(c, sampler, tokenizer, tokenizer.encode_prompt(c.prompt), c.seed)

@@ -54,8 +54,8 @@ def sample(logits: Tensor, uniform: Tensor, temperature: float, top_p: float) ->
     logprobs = (logits / temperature if temperature != 1 else logits).log_softmax(-1)  # (B, V)
     if top_p < 1:
         ordered, order = logprobs.sort(-1, descending=True)  # (B, V)
-        probability_before = ordered.exp().cumsum(-1) - ordered.exp()
-        ordered = ordered.masked_fill(probability_before >= top_p, -torch.inf).log_softmax(-1)
+        probability_before = ordered.exp().cumsum(-1) - ordered.exp()  # rounded: 0.5 + 0.3 can fall short of 0.8
+        ordered = ordered.masked_fill(probability_before >= top_p - 1e-6, -torch.inf).log_softmax(-1)
         logprobs = torch.empty_like(logprobs).scatter_(-1, order, ordered)
     cumulative = logprobs.exp().cumsum(-1)  # (B, V)
     # The uniform number is scaled by the last entry, since a float32 sum seldom ends at exactly 1.
@@ -168,7 +168,7 @@ class Sampler:
         least, longest = min(limits, default=1), self.max_length - 1
         if n < 1 or least < 1:
             raise ValueError(f"sampler: n and max_new_tokens must be at least 1, got {n} and {least}")
-        if not 0 < top_p <= 1 or temperature < 0:
+        if not 0 < top_p <= 1 or not temperature >= 0:
             raise ValueError(f"sampler: need 0 < top_p <= 1 and temperature >= 0, got {top_p} and {temperature}")
         for i, p in enumerate(prompts):
             if not 0 < len(p) <= longest:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from math import comb
+from math import comb, isfinite
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from nanopcf.model import Transformer
 from nanopcf.rewards import verify
 from nanopcf.run import machine
 from nanopcf.run.machine import slots_that_fit
-from nanopcf.sampler import Sampler
+from nanopcf.sampler import Completion, Sampler
 from nanopcf.stopping import StopStrings
 from nanopcf.tokenizer import TextTokenizer
 
@@ -47,9 +47,16 @@ def complete(
         seed=seed,
         places=places,
     )
+    check_finite(completions)
     texts = [stops.text(c.tokens) for c in completions]
     correct = [judge(text, examples[c.prompt_index].answer) for text, c in zip(texts, completions, strict=True)]
     return np.array(correct).reshape(len(examples), samples), texts
+
+
+def check_finite(completions: list[Completion]) -> None:
+    """Raises ValueError when a model drew from a distribution that is none: its responses would only seem wrong."""
+    if not all(isfinite(logprob) for c in completions for logprob in c.logprobs):
+        raise ValueError("the model's log-probs are not finite: its numbers overflow, or a weight is not a number")
 
 
 def pass_at_k(correct: np.ndarray, k: int) -> float:
@@ -73,9 +80,12 @@ def standard_error(correct: np.ndarray) -> float:
 
 
 def open_model(c: Any) -> tuple[Transformer, TextTokenizer, int]:
-    """(model, tokenizer, number of CPU threads, which is set here)."""
+    """(model, tokenizer, number of CPU threads, which is set here). Raises ValueError when a weight is not finite."""
     device = machine.choose_device(c.device)
-    model, tokenizer = checkpoint.load(c.model, device, machine.choose_dtype(c.dtype, device))
+    model, tokenizer = checkpoint.load(c.model, device, machine.choose_dtype(c.dtype, device), chat=c.chat)
+    for name, weight in model.named_parameters():
+        if not weight.isfinite().all():
+            raise ValueError(f"{c.model}: the model is broken, its {name} holds a number that is not finite")
     return model, tokenizer, machine.set_threads(c.threads, model)
 
 

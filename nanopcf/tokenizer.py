@@ -11,6 +11,8 @@ from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
+from nanopcf.interop.turns import with_begin, without_end
+
 NANO_ALPHABET = "0123456789+-*= "
 END = "<end>"
 
@@ -20,7 +22,8 @@ class TextTokenizer:
 
     eos_id      the end token, which is appended to what is trained
     stop_ids    generation stops at any of these; eos_id is one of them (Qwen has two, Llama 3 up to three)
-    bos_ids     the begin token that a base model expects before any text: one id, or none
+    bos_ids     what a base model expects before any text: Llama a begin token, Qwen nothing
+    named       the special tokens that a chat template knows by name, such as {"bos_token": "<s>"}
 
     Raises ValueError when the vocabulary does not hold `end_token`.
     """
@@ -31,18 +34,15 @@ class TextTokenizer:
         end_token: str = END,
         stop_ids: tuple[int, ...] = (),
         chat_template: str | None = None,
-        bos_token: str = "",
+        bos_ids: tuple[int, ...] = (),
+        named: dict[str, str] | None = None,
     ) -> None:
-        self.tokenizer, self.end_token, self.bos_token = tokenizer, end_token, bos_token
-        self.chat_template = chat_template
+        self.tokenizer, self.end_token, self.chat_template = tokenizer, end_token, chat_template
+        self.bos_ids, self.named = list(bos_ids), named or {"eos_token": end_token}
         self.eos_id = tokenizer.token_to_id(end_token)
         if self.eos_id is None:
             raise ValueError(f"tokenizer: its vocabulary has no end token {end_token!r}")
         self.stop_ids = sorted({self.eos_id, *stop_ids})
-        # What the library adds to an empty text is what the model expects around any text. Llama's tokenizers add a
-        # begin token, Qwen's add nothing.
-        added = [i for i in tokenizer.encode("").ids if i != self.eos_id]
-        self.bos_ids = added[:1]
 
     @property
     def vocab_size(self) -> int:
@@ -60,11 +60,11 @@ class TextTokenizer:
 
     def encode_prompt(self, text: str) -> list[int]:
         """A plain prompt as a base model expects it: after the begin token, if there is one. Raises like `encode`."""
-        return [*self.bos_ids, *self.encode(text)]
+        return with_begin(self.encode(text), self.bos_ids)
 
     def encode_answer(self, text: str) -> list[int]:
         """An answer and the end token. Raises like `encode`."""
-        return [*self.encode(text), self.eos_id]
+        return [*self.encode(without_end(text, self)), self.eos_id]
 
     def decode(self, ids: list[int]) -> str:
         """The text of the ids; begin, end and other special tokens are left out."""
@@ -79,7 +79,7 @@ class TextTokenizer:
             raise ValueError("this model has no chat template: it is a base model; give it plain text")
         from nanopcf.interop.chat_template import render_chat  # jinja2 is slow to import, and few runs need it
 
-        return render_chat(self.chat_template, messages, bos_token=self.bos_token, eos_token=self.end_token)
+        return render_chat(self.chat_template, messages, self.named)
 
     def save(self, path: Path) -> None:
         """Write the file tokenizer.json of a model folder."""

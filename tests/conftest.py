@@ -22,7 +22,7 @@ import train_sft  # noqa: E402
 from nanopcf import checkpoint  # noqa: E402
 from nanopcf.data import write_jsonl  # noqa: E402
 from nanopcf.model import ModelConfig, Transformer  # noqa: E402
-from nanopcf.run import machine  # noqa: E402
+from nanopcf.run import log, machine  # noqa: E402
 from nanopcf.run.folder import checkpoints  # noqa: E402
 from nanopcf.tasks import make_examples  # noqa: E402
 from nanopcf.tokenizer import nano_tokenizer  # noqa: E402
@@ -50,6 +50,12 @@ def one_core(monkeypatch):
     """Runs without --threads probe for them: here they find one, so that a test's numbers don't depend on the
     moment."""
     monkeypatch.setattr(machine, "cores", lambda: 1)
+
+
+@pytest.fixture(autouse=True)
+def nothing_said():
+    """What a run says once, each test may see."""
+    log.announce_once.cache_clear()
 
 
 @pytest.fixture

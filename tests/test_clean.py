@@ -1,5 +1,6 @@
 """Cleaning: what is dropped is what brute force over all pairs drops, and what the command says it dropped."""
 
+import datetime
 import random
 
 import numpy as np
@@ -92,3 +93,16 @@ def test_the_command_drops_and_counts(tmp_path, monkeypatch, capsys):
     with pytest.raises(ValueError, match="--near must be above 0"):
         run(monkeypatch, train, "--out", str(tmp_path / "o.jsonl"), "--near", "0")
     assert not (tmp_path / "o.jsonl").exists()
+
+
+def test_dates_of_a_parquet_file_become_text(tmp_path, monkeypatch):
+    """Once a traceback, after all the work was done."""
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    when = datetime.datetime(2024, 5, 6, 7, 8)
+    table = pyarrow.Table.from_pylist([{"prompt": "How many?", "answer": "1", "when": when, "day": when.date()}])
+    parquet.write_table(table, tmp_path / "x.parquet")
+    run(monkeypatch, str(tmp_path / "x.parquet"), "--out", str(tmp_path / "out.jsonl"))
+    (e,) = read_examples(tmp_path / "out.jsonl")
+    assert e.meta == {"when": "2024-05-06T07:08:00", "day": "2024-05-06"}

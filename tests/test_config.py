@@ -14,7 +14,18 @@ from conftest import ROOT, run_script
 import train_rl
 import train_sft
 from nanopcf.run import config
-from nanopcf.run.config import Argument, Count, Device, DType, Natural, NonNegative, Positive, Share
+from nanopcf.run.config import (
+    Argument,
+    Count,
+    Device,
+    DType,
+    Natural,
+    NonNegative,
+    Positive,
+    PositiveShare,
+    Share,
+    Text,
+)
 
 
 @dataclass(frozen=True)
@@ -26,6 +37,8 @@ class Everything(config.Config):
     positive: Positive = 1.0  # above 0
     non_negative: NonNegative = 0.0  # at least 0
     share: Share = 0.5  # 0 to 1
+    positive_share: PositiveShare = 0.5  # above 0, to 1
+    text: Text = ""  # with line breaks
     word: Literal["left", "right"] = "left"  # left or right, 100 %
     device: Device = "auto"  # of the work
     dtype: DType = "auto"  # of the weights
@@ -42,6 +55,9 @@ class Everything(config.Config):
         (dict(positive=math.nan), "--positive must be above 0, got nan"),
         (dict(non_negative=-0.5), "--non-negative must be at least 0, got -0.5"),
         (dict(non_negative=math.nan), "--non-negative must be at least 0, got nan"),
+        (dict(non_negative=math.inf), "--non-negative must be finite, got inf"),
+        (dict(positive_share=0.0), "--positive-share must be above 0 and at most 1, got 0.0"),
+        (dict(positive_share=math.nan), "--positive-share must be above 0 and at most 1, got nan"),
         (dict(share=1.01), "--share is a share from 0 to 1, got 1.01"),
         (dict(share=math.nan), "--share is a share from 0 to 1, got nan"),
         (dict(word="up"), "--word must be left or right, got 'up'"),
@@ -94,6 +110,16 @@ def test_files_and_flags_become_the_types_of_their_fields(tmp_path):
     assert (c.folder, c.several, c.word) == ("here", (5.0, 6.0), "right")
     with pytest.raises(ValueError, match=r"^command line: required: --name$"):
         config.parse(Everything, "", ["here"])
+
+
+@pytest.mark.parametrize("text", [r"Question: {prompt}\nAnswer:", r"a\tb", r"\\boxed \\\\ \\n", "plain"])
+def test_a_text_is_the_same_from_a_flag_and_from_a_file(text, tmp_path):
+    """A shell hands over a backslash and an n: once the model saw these two, and a line break from a file. A byte-order
+    mark, which some editors write, is no part of the file."""
+    (tmp_path / "c.toml").write_text(f'name = "n"\ntext = "{text}"\n', encoding="utf-8-sig")
+    file = config.parse(Everything, "", ["here", "--config", str(tmp_path / "c.toml")])
+    assert config.parse(Everything, "", ["here", "--name", "n", "--text", text]) == file
+    assert config.parse(Everything, "", ["here", "--name", r"\n", "--text", r"\boxed"]).text == r"\boxed"
 
 
 def test_an_argument_that_is_missing(capsys):

@@ -20,6 +20,12 @@ def rows(name: str, y: np.ndarray, step: int = 10) -> str:
 GOOD = rows("good", law(X, 0.4, 0.7, 1e11, 1.7))
 
 
+def test_a_byte_order_mark_is_no_part_of_the_header(tmp_path: Path) -> None:
+    """Spreadsheets write one: once "columns missing: dataset"."""
+    (tmp_path / "c.csv").write_text(HEADER + GOOD, encoding="utf-8-sig")
+    assert curves.read_curves(tmp_path / "c.csv")[0].keys() == {("good", 10)}
+
+
 def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file, out, figure = tmp_path / "c.csv", tmp_path / "o.json", tmp_path / "o.png"
     file.write_text(HEADER + GOOD + rows("good", law(X, 0.4, 0.9, 2e12, 1.0), step=20) + "base,0,0,sft,0,0.1\n")

@@ -5,11 +5,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from conftest import run_script, write_rows
 
 from nanopcf import checkpoint, evaluate, scoring
 from nanopcf.data import Format, read_examples
 from nanopcf.rewards import verify
+from nanopcf.tokenizer import nano_tokenizer
 
 
 @pytest.fixture
@@ -89,11 +91,40 @@ def test_resume_ends_with_the_same_file(c, tmp_path, monkeypatch):
         (dict(chat=True), "no chat template"),
         (dict(template="x"), "--template must hold {prompt}"),
         (dict(dtype="int8"), "--dtype must be auto, float32 or bfloat16"),
+        (dict(temperature=float("nan")), "--temperature must be at least 0, got nan"),
+        (dict(temperature=float("inf")), "--temperature must be finite, got inf"),
+        (dict(top_p=float("nan")), "--top-p must be above 0 and at most 1, got nan"),
+        (dict(seed=-1), "--seed must be at least 0, got -1"),
     ],
 )
 def test_bad_settings(c, change, message):
     with pytest.raises(ValueError, match=message):
         evaluate.main(replace(c, **change))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 3e38])
+def test_a_broken_model_gets_no_score(value, c, model, tmp_path):
+    """A weight that is no number, or one so large that the logits overflow: once "0.0 %" and exit code 0."""
+    with torch.no_grad():
+        model.blocks[0].mlp.down.weight[0, 0] = value
+        model.blocks[1].mlp.down.weight.mul_(value if value == 3e38 else 1)
+    checkpoint.save(model, nano_tokenizer(), tmp_path / "broken")
+    model_dir = str(tmp_path / "broken")
+    with pytest.raises(ValueError, match=r"blocks\.0\.mlp\.down\.weight holds|log-probs are not finite"):
+        evaluate.main(replace(c, model=model_dir))
+    done = run_script("-m", "nanopcf.generate", "--model", model_dir, "--prompt", "1+", "--device", "cpu")
+    assert done.returncode == 2 and "error: " in done.stderr and "finite" in done.stderr
+
+
+def test_the_scores_of_one_problem_are_strict_json(c, tmp_path):
+    """One problem has no standard error: null, and not NaN, which only Python reads."""
+    evaluate.main(replace(c, limit=1))
+
+    def refuse(name: str) -> None:
+        raise AssertionError(name)
+
+    text = (tmp_path / "out" / "scores.json").read_text()
+    assert json.loads(text, parse_constant=refuse)["scores"][0]["standard_error"] is None
 
 
 def test_two_files_of_one_name(c):

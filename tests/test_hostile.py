@@ -245,7 +245,7 @@ absurd = [
 @pytest.mark.parametrize(("name", "value"), absurd)
 def test_absurd_sizes_are_refused_before_memory_is_asked_for(name, value, model_dir):
     values = files.read_json(model_dir / "config.json")
-    files.write_json(model_dir / "config.json", values | {name: value})
+    (model_dir / "config.json").write_text(json.dumps(values | {name: value}))
     began = time.process_time()
     with pytest.raises(ValueError, match=r"config\.json: "):
         checkpoint.load(model_dir)
@@ -360,8 +360,9 @@ def ends_well(arguments: list[str], *said: str) -> None:
 def flags(model_dir: Path, tmp_path: Path, out: object) -> list[str]:
     rows = [data.Example(p, a, a) for p, a in zip("+-*=", "0123", strict=True)]
     data.write_jsonl(tmp_path / "d.jsonl", rows)
-    file = str(tmp_path / "d.jsonl")
-    return ["--model", str(model_dir), "--train", file, "--val", file, "--out", str(out), "--device", "cpu"]
+    data.write_jsonl(tmp_path / "v.jsonl", rows[:2])
+    train, val = str(tmp_path / "d.jsonl"), str(tmp_path / "v.jsonl")
+    return ["--model", str(model_dir), "--train", train, "--val", val, "--out", str(out), "--device", "cpu"]
 
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="no /proc here")

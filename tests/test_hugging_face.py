@@ -153,6 +153,18 @@ def test_a_bad_index_touches_no_file_outside(folder, weight_map, message):
         checkpoint.load(folder)
 
 
+def test_one_file_of_weights_beside_an_index_of_others_is_refused(folder):
+    """Which of the two is the model? transformers takes one, we took the other."""
+    save_file(load_file(folder / "model.safetensors"), folder / "a.safetensors")
+    names = load_file(folder / "a.safetensors")
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": dict.fromkeys(names, "a.safetensors")}))
+    with pytest.raises(ValueError, match=r"model\.safetensors, and model\.safetensors\.index\.json of other files"):
+        checkpoint.load(folder)
+    index.write_text(json.dumps({"weight_map": dict.fromkeys(names, "model.safetensors")}))
+    checkpoint.load(folder)
+
+
 def test_a_hub_name_says_what_to_do_offline(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     import huggingface_hub

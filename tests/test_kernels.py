@@ -178,6 +178,26 @@ def test_extreme_logits(path):
     assert torch.isfinite(hidden.grad).all() and torch.isfinite(weight.grad).all()
 
 
+def test_a_word_that_cannot_be_drawn_adds_nothing_to_the_entropy(path):
+    """A logit that overflows to -inf: its p log p is 0, and once was 0 * -inf. As a target its log-prob is -inf."""
+    device = path["device"]
+    hidden = torch.tensor([[1e20, 0.0], [1e20, 0.0], [0.0, 0.0]], device=device, requires_grad=True)
+    weight = torch.tensor([[0.0, 1.0], [-1e20, 0.0], [0.0, 0.5]], device=device, requires_grad=True)
+    logprob, entropy = kernels.linear_logprob(
+        hidden, weight, torch.tensor([0, 1, 1], device=device), entropy=True, impl=path["impl"]
+    )
+    want = torch.tensor([2.0, 2.0, 3.0]).log()
+    torch.testing.assert_close(entropy.detach().cpu(), want, atol=1e-6, rtol=0)
+    assert logprob[1] == -torch.inf and abs(logprob[0].item() + want[0].item()) < 1e-6
+    targets = torch.tensor([0, 2, 1], device=device)
+    loss, stats = kernels.linear_token_loss(
+        hidden, weight, targets, lambda lp, lse, h: (lp + h).sum(), impl=path["impl"]
+    )
+    loss.backward()
+    torch.testing.assert_close(stats["entropy"].cpu(), want, atol=1e-6, rtol=0)
+    assert torch.isfinite(hidden.grad).all() and torch.isfinite(weight.grad).all()
+
+
 def test_confident_tokens_keep_their_gradient_in_half_precision(path):
     """1 - p of a target with p = 0.999 is lost if p is rounded to bfloat16 on the way (8 bits: to 1, or to 0.996)."""
     hidden, weight, targets = inputs(path, 200, 32, 300, torch.bfloat16, scale=1)

@@ -114,6 +114,9 @@ def test_a_given_model_on_given_problems(tmp_path, model_dir):
     assert sorted(prompts) == sorted({e.prompt for e in train} - {e.prompt for e in test})
     page = (tmp_path / "run" / "report.html").read_text()
     assert "generated mathematics" not in page and str(tmp_path / "train.jsonl") in page
+    write_jsonl(tmp_path / "train.jsonl", train)
+    with pytest.raises(ValueError, match=r"train\.jsonl has changed since the run in .* began"):
+        pipeline.main(replace(c, resume=True))
     with pytest.raises(ValueError, match="--val and --rl-prompts alone take 2000"):
         pipeline.main(replace(c, out=str(tmp_path / "other"), val=1984))
 

@@ -1,7 +1,10 @@
 """Run folders: one config each, nothing half-written."""
 
 import json
+import math
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -22,6 +25,44 @@ def test_a_run_folder_belongs_to_one_config(sft, tmp_path):
     with pytest.raises(ValueError, match="not empty and not a run folder"):
         train_sft.main(replace(sft, out=str(tmp_path / "mine")))
     assert [p.name for p in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
+
+
+@pytest.mark.parametrize("name", ["train", "val"])
+@pytest.mark.parametrize("kind", ["sft", "rl"])
+def test_data_that_changed_are_refused_on_resume(kind, name, sft, rl, tmp_path):
+    """The order of the examples follows from their number: with another file a resumed run would train another mixture.
+    A run from before fingerprints, or before a setting was there, goes on."""
+    c, main = (sft, train_sft.main) if kind == "sft" else (rl, train_rl.main)
+    c = replace(c, val=str(tmp_path / "own.jsonl"))
+    shutil.copy((sft if kind == "sft" else rl).val, c.val)
+    main(c)
+    path = Path(getattr(c, name))
+    whole = path.read_bytes()
+    path.write_bytes(whole.replace(b"0", b"1"))
+    assert len(path.read_bytes()) == len(whole)
+    with pytest.raises(ValueError, match=rf"{path.name} has changed since the run in .* began"):
+        main(replace(c, resume=True))
+    path.write_bytes(whole)
+    main(replace(c, resume=True))
+    config = Path(c.out) / "config.json"
+    files.write_json(
+        config, {k: v for k, v in files.read_json(config).items() if k not in ("fingerprints", "end_token")}
+    )
+    path.write_bytes(whole.replace(b"0", b"1"))
+    main(replace(c, resume=True))
+    with pytest.raises(ValueError, match=r"--end-token was '', is '='"):
+        main(replace(c, resume=True, end_token="="))
+
+
+def test_trained_examples_validate_nothing(sft, tmp_path):
+    """One file, or a copy of it, as --train and --val."""
+    shutil.copy(sft.train, tmp_path / "copy.jsonl")
+    for val in (sft.train, str(tmp_path / "copy.jsonl")):
+        with pytest.raises(ValueError, match=r"--train and --val are the same file"):
+            replace(sft, val=val)
+    for bad in (dict(seed=-1), dict(lr=math.nan)):
+        with pytest.raises(ValueError, match=rf"--{next(iter(bad))} must be"):
+            replace(sft, **bad)
 
 
 def test_nothing_is_written_for_bad_data(sft, rl, tmp_path):

@@ -61,6 +61,27 @@ def test_logprobs_are_those_the_model_gives_to_the_sampled_tokens(model, tempera
         np.testing.assert_allclose(c.logprobs, expected.detach().numpy(), atol=2e-5)
 
 
+@pytest.mark.parametrize(
+    ("p", "top_p", "kept"),
+    [
+        ((0.5, 0.3, 0.1, 0.1), 0.8, 2),
+        ((0.1, 0.3, 0.1, 0.5), 0.8, 2),
+        ((0.5, 0.3, 0.1, 0.1), 0.9, 3),
+        ((0.5, 0.3, 0.1, 0.1), 0.81, 3),
+        ((0.25, 0.25, 0.25, 0.25), 0.5, 2),
+        ((0.7, 0.1, 0.1, 0.1), 0.7, 1),
+        ((0.6, 0.2, 0.1, 0.1), 0.8, 2),
+    ],
+)
+def test_the_nucleus_ends_where_its_sum_reaches_top_p(p, top_p, kept):
+    """0.5 + 0.3 is 0.79999995 in float32, which is no reason for a third token."""
+    uniform = torch.linspace(0, 0.9999, 2000)
+    token, logprob = sample(torch.tensor(p).log().expand(2000, 4), uniform, 1.0, top_p)
+    assert len(token.unique()) == kept
+    mass = sum(sorted(p)[-kept:])
+    torch.testing.assert_close(logprob, (torch.tensor(p) / mass).log()[token], atol=1e-5, rtol=1e-5)
+
+
 def test_frequencies_follow_the_distribution():
     """40,000 draws against softmax and against the nucleus by brute force (4 standard deviations of room)."""
     logits = torch.tensor([2.0, 1.0, 0.5, 0.0, -1.0, -30.0])

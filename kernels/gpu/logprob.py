@@ -86,14 +86,16 @@ def logits_tile(
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """The logits of a tile that begins at (row, col): float32 (BLOCK_M, BLOCK_N), -1e30 for words past the end."""
+    """The logits of a tile that begins at (row, col): float32 (BLOCK_M, BLOCK_N), -1e30 for words past the end, and
+    for -inf, with which the entropy would be 0 * -inf."""
     z = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
     for d in range(0, D, BLOCK_D):
         x_tile = load_tile(x, row, d, N, D, TMA, BLOCK_M, BLOCK_D)
         w_tile = load_tile(w, col, d, V, D, TMA, BLOCK_N, BLOCK_D)
         z = tl.dot(x_tile, w_tile.T, z, input_precision="tf32x3")  # float32 by three TF32 products
     words = col + tl.arange(0, BLOCK_N)
-    return tl.where(words[None, :] < V, z * scale, -1e30)
+    z = z * scale
+    return tl.where((words[None, :] >= V) | (z < -1e30), -1e30, z)
 
 
 @triton.jit
@@ -261,6 +263,7 @@ def tiled_stats(x: Tensor, w: Tensor, y: Tensor, temperature: float, entropy: bo
             **t,
         )
     lse = lse_t.logsumexp(0)
+    z_y.masked_fill_(z_y <= -1e30, -torch.inf)  # a target that cannot be drawn shows
     h = None
     if entropy:
         log_share = lse_t - lse

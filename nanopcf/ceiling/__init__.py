@@ -78,9 +78,6 @@ def fit(x: ArrayLike, y: ArrayLike, p_sft: float, *, max_score: float | None = N
         a_post = law.a_post
     return CeilingFit(
         a_post=a_post,
-        pl_rl=a_post - p_sft,
-        c_mid=law.c_mid,
-        b=law.b,
         epsilon=max(0.0, law.start - p_sft),
         interval=interval,
         p_sft=p_sft,

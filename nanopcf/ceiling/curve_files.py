@@ -35,7 +35,7 @@ def branch_name(key: Key) -> str:
 
 def read_curves(path: str | Path) -> tuple[dict[Key, Branch], list[str]]:
     """The branches without an error, and one sentence for each error. Raises ValueError, OSError for a bad file."""
-    with open(path, newline="", encoding="utf-8") as file:
+    with open(path, newline="", encoding="utf-8-sig") as file:
         rows = csv.DictReader(file)
         try:
             missing = [column for column in COLUMNS if column not in (rows.fieldnames or [])]
@@ -118,7 +118,7 @@ def whole_number(text: str | None) -> int:
 def read_settings(path: str | Path) -> dict[Key, dict]:
     """The paper's choices by hand for each branch, as options of `fit_paper`. Raises ValueError, OSError."""
     settings: dict[Key, dict] = {}
-    with open(path, newline="", encoding="utf-8") as file:
+    with open(path, newline="", encoding="utf-8-sig") as file:
         for i, row in enumerate(csv.DictReader(file), start=2):
             try:
                 step = int(row["sft_step"])

@@ -162,7 +162,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             records[key]["holdout"] = of_branch
     try:
         if c.json:
-            files.write_json(Path(c.json), list(records.values()))
+            files.write_json(Path(c.json), files.strict(list(records.values())))
         if c.plot and fits:
             plot(fits, branches, c.plot)
     except (OSError, ImportError, ValueError) as error:

@@ -116,8 +116,7 @@ def noise_models(x: np.ndarray) -> list[tuple]:
     for tau, ell, weight in NOISE:
         covariance = np.eye(len(x)) + tau**2 * np.exp(-np.abs(x[:, None] - x) / (ell * x[-1]))
         factor = np.linalg.cholesky(covariance)
-        log_weight = np.log(weight) - np.log(np.diag(factor)).sum()
-        models.append((tau, ell * x[-1], np.linalg.inv(factor), log_weight))
+        models.append((tau, ell * x[-1], np.linalg.inv(factor), np.log(weight) - np.log(np.diag(factor)).sum()))
     return models
 
 

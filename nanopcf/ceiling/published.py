@@ -51,9 +51,6 @@ def fit_paper(
     residuals = y - law_at(x, law)
     return CeilingFit(
         a_post=law.a_post,
-        pl_rl=law.a_post - p_sft,
-        c_mid=law.c_mid,
-        b=law.b,
         epsilon=law.start - p_sft,
         interval=(np.nan, np.nan),
         p_sft=p_sft,

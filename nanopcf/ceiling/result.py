@@ -46,9 +46,6 @@ class Draws:
 @dataclass(frozen=True)
 class CeilingFit:
     a_post: float
-    pl_rl: float  # a_post - p_sft
-    c_mid: float  # compute at half of the gain, in the unit of x
-    b: float
     epsilon: float  # the start of the law above P_sft, which is itself only a measurement
     interval: tuple[float, float]  # 90 %, of a_post
     p_sft: float
@@ -59,6 +56,20 @@ class CeilingFit:
     max_score: float
     law: Law = field(repr=False)  # the most probable one
     draws: Draws | None = field(repr=False)  # R equally probable laws; None from `fit_paper`
+
+    @property
+    def pl_rl(self) -> float:
+        """The plasticity (Eq. 4)."""
+        return self.a_post - self.p_sft
+
+    @property
+    def c_mid(self) -> float:
+        """Compute at half of the gain, in the unit of x."""
+        return self.law.c_mid
+
+    @property
+    def b(self) -> float:
+        return self.law.b
 
     @property
     def identified(self) -> bool:

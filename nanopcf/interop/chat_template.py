@@ -6,14 +6,19 @@ finds what transformers offers to templates, because they are written against th
 
 import json
 import time
+from functools import cache
 
-from jinja2 import TemplateError
+from jinja2 import Template, TemplateError, nodes
+from jinja2.ext import Extension
+from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+REASONING = ("reasoning_content", "thinking", "reasoning")  # names under which messages keep their thoughts
 
-def to_json(value: object, indent: int | None = None) -> str:
+
+def to_json(value: object, ensure_ascii: bool = False, indent=None, separators=None, sort_keys: bool = False) -> str:
     """The filter `tojson` as templates expect it: jinja2's own would escape characters for HTML."""
-    return json.dumps(value, ensure_ascii=False, indent=indent)
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
 def raise_exception(message: str) -> None:
@@ -26,24 +31,52 @@ def strftime_now(format: str) -> str:
     return time.strftime(format)
 
 
-def render_chat(template: str, messages: list[dict[str, str]], *, bos_token: str, eos_token: str) -> str:
-    """The text of `messages`, each with role and content, up to where the assistant's next answer begins.
+class Generation(Extension):
+    """{% generation %} ... {% endgeneration %} marks what an assistant says. The text is that without the marks."""
 
-    Raises ValueError when the template fails, in whatever way.
-    """
+    tags = frozenset({"generation"})
+
+    def parse(self, parser: Parser) -> nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        # A block with a scope of its own, as in transformers: a variable that is set in it is unknown after it.
+        return nodes.CallBlock(self.call_method("unchanged"), [], [], body).set_lineno(line)
+
+    def unchanged(self, caller) -> str:
+        return caller()
+
+
+@cache
+def compiled(template: str) -> Template:
     environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, "jinja2.ext.loopcontrols"]
     )
     environment.filters["tojson"] = to_json
     environment.globals |= {"raise_exception": raise_exception, "strftime_now": strftime_now}
+    return environment.from_string(template)
+
+
+def with_reasoning(message: dict) -> dict:
+    """The message with its thoughts, if it has any, under the names that templates read."""
+    thoughts = next((message[name] for name in REASONING if message.get(name) is not None), None)
+    return message if thoughts is None else {"thinking": thoughts, **message, "reasoning_content": thoughts}
+
+
+def render_chat(
+    template: str, messages: list[dict[str, str]], named: dict[str, str], *, add_generation_prompt: bool = True
+) -> str:
+    """The text of `messages`, each with role and content, up to where the assistant's next answer begins.
+
+    named: the special tokens that the template may use, {"bos_token": "<s>", ...}. Raises ValueError when the template
+    fails, in whatever way.
+    """
     try:
-        return environment.from_string(template).render(
-            messages=messages,
-            add_generation_prompt=True,
-            bos_token=bos_token,
-            eos_token=eos_token,
+        return compiled(template).render(
+            messages=[with_reasoning(m) for m in messages],
+            add_generation_prompt=add_generation_prompt,
             tools=None,
             documents=None,
+            **named,
         )
     except Exception as error:  # a template is a program: it can fail in any way
         raise ValueError(f"the chat template failed: {error}") from error

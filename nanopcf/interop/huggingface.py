@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from nanopcf.interop.turns import begin_ids, choose_end
 from nanopcf.model import ModelConfig, Transformer
 from nanopcf.run.files import read_json, write_json
 from nanopcf.tokenizer import TextTokenizer
@@ -201,7 +202,7 @@ def find(path: str | Path) -> Path:
 def weight_files(folder: Path) -> list[Path]:
     """model.safetensors, or the several files ("shards") that an index names.
 
-    Raises ValueError when one is missing, and when the index names a file outside of the folder.
+    Raises ValueError when one is missing, when there are both, and when the index names a file outside of the folder.
     """
     index = folder / "model.safetensors.index.json"
     if not index.exists():
@@ -217,6 +218,10 @@ def weight_files(folder: Path) -> list[Path]:
             raise ValueError(f"{index}: {name!r} is not the name of a safetensors file in this folder")
         if not (folder / name).is_file():
             raise ValueError(f"{folder / name}: no such file, though the index names it")
+    if "model.safetensors" not in names and (folder / "model.safetensors").exists():
+        raise ValueError(
+            f"{folder}: model.safetensors, and {index.name} of other files; move away what isn't the model"
+        )
     return [folder / name for name in names]
 
 
@@ -249,11 +254,18 @@ def write_safetensors(tensors: dict[str, Tensor], path: Path) -> None:
 # ---- the tokenizer's files ----
 
 
-def load_tokenizer(folder: Path, eos_token_id: int | list[int] | None = None) -> TextTokenizer:
+# The special tokens that have a name in tokenizer_config.json and in chat templates.
+NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+
+
+def load_tokenizer(
+    folder: Path, eos_token_id: int | list[int] | None = None, *, chat: bool = False, end_token: str = ""
+) -> TextTokenizer:
     """The tokenizer of a folder, with its end tokens, begin token and chat template.
 
-    The end token that is trained is the one that tokenizer_config.json names. Generation stops there, and at those of
-    config.json (`eos_token_id`) and of generation_config.json.
+    The end token that is trained is the one that tokenizer_config.json names; with `chat` the one with which the chat
+    template ends an answer; and `end_token`, if it is given. Generation stops there, and at those of config.json
+    (`eos_token_id`) and of generation_config.json.
 
     Raises ValueError when a file is missing or broken, or when there is no end token.
     """
@@ -264,30 +276,39 @@ def load_tokenizer(folder: Path, eos_token_id: int | list[int] | None = None) ->
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises a bare Exception
         raise ValueError(f"{path}: not a tokenizer file ({error})") from error
+    # transformers stores with a tokenizer how it last cut and filled texts; here a text is encoded as it is.
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
     generation_config = read_json_if_there(folder / "generation_config.json")
     tokenizer_config = read_json_if_there(folder / "tokenizer_config.json")
     stop_ids = token_ids(eos_token_id) + token_ids(generation_config.get("eos_token_id"))
-    end_token = token_text(tokenizer_config.get("eos_token"))
-    if end_token is None and stop_ids:
-        end_token = tokenizer.id_to_token(stop_ids[0])
-    if not isinstance(end_token, str) or tokenizer.token_to_id(end_token) is None:
+    # Older folders name special tokens in a file of their own, which transformers reads in this case.
+    older = {} if "added_tokens_decoder" in tokenizer_config else read_json_if_there(folder / "special_tokens_map.json")
+    named = {name: token_text(older.get(name) or tokenizer_config.get(name)) for name in NAMED_TOKENS}
+    eos_token = named["eos_token"]
+    if eos_token is None and stop_ids:
+        eos_token = tokenizer.id_to_token(stop_ids[0])
+    if not isinstance(eos_token, str) or tokenizer.token_to_id(eos_token) is None:
         raise ValueError(
-            f"{folder}: no end token of this tokenizer: eos_token in tokenizer_config.json is {end_token!r}"
+            f"{folder}: no end token of this tokenizer: eos_token in tokenizer_config.json is {eos_token!r}"
         )
-    return TextTokenizer(
+    named = {name: token for name, token in named.items() if isinstance(token, str)}
+    loaded = TextTokenizer(
         tokenizer,
-        end_token,
+        eos_token,
         tuple(i for i in stop_ids if tokenizer.id_to_token(i) is not None),
         find_chat_template(folder, tokenizer_config),
-        token_text(tokenizer_config.get("bos_token")) or "",
+        begin_ids(tokenizer),
+        named,
     )
+    choose_end(loaded, chat, end_token, folder)
+    return loaded
 
 
 def save_tokenizer(folder: Path, tokenizer: TextTokenizer) -> None:
     """Write tokenizer.json and tokenizer_config.json. Raises OSError when one cannot be written."""
     tokenizer_config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": tokenizer.end_token}
-    if tokenizer.bos_token:
-        tokenizer_config["bos_token"] = tokenizer.bos_token
+    tokenizer_config |= tokenizer.named
     if tokenizer.chat_template:
         tokenizer_config["chat_template"] = tokenizer.chat_template
     write_json(folder / "tokenizer_config.json", tokenizer_config)
@@ -318,7 +339,7 @@ def find_chat_template(folder: Path, tokenizer_config: dict) -> str | None:
     path = folder / "chat_template.jinja"
     if path.is_file():
         try:
-            return path.read_text(encoding="utf-8")
+            return path.read_text(encoding="utf-8-sig")
         except UnicodeError as error:
             raise ValueError(f"{path}: not UTF-8 ({error})") from error
     template = tokenizer_config.get("chat_template")

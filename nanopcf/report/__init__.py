@@ -40,7 +40,7 @@ def write(report: dict, folder: Path) -> list[Path]:
     except ImportError:
         images = {}
         log.announce('no figures: matplotlib is missing; pip install -e ".[plot]"')
-    files.write_json(folder / "report.json", report)
+    files.write_json(folder / "report.json", files.strict(report))
     outputs = {f"{name}.png": image for name, image in images.items()}
     outputs["report.html"] = html_page(report, images).encode()
     for name, content in outputs.items():

@@ -11,7 +11,9 @@ which overrides the defaults. A field without a default is required, a bool is a
 
 import argparse
 import difflib
+import filecmp
 import inspect
+import math
 import re
 import sys
 import tomllib
@@ -37,12 +39,17 @@ class Rule(NamedTuple):
 Count = Annotated[int, Rule(lambda value: value >= 1, "must be at least 1")]
 Natural = Annotated[int, Rule(lambda value: value >= 0, "must be at least 0")]
 Positive = Annotated[float, Rule(lambda value: value > 0, "must be above 0")]
-NonNegative = Annotated[float, Rule(lambda value: value >= 0, "must be at least 0")]
+FINITE = Rule(lambda value: value < math.inf, "must be finite")
+NonNegative = Annotated[float, Rule(lambda value: value >= 0, "must be at least 0"), FINITE]
 Share = Annotated[float, Rule(lambda value: 0 <= value <= 1, "is a share from 0 to 1")]
+PositiveShare = Annotated[float, Rule(lambda value: 0 < value <= 1, "must be above 0 and at most 1")]
 Device = Literal["auto", "cpu", "cuda", "mps"]
 DType = Literal["auto", "float32", "bfloat16"]
 NOT_EMPTY = Rule(bool, "must not be empty")
 Argument = Annotated[str, NOT_EMPTY]
+# Text whose flag reads \n, \t and \\ as TOML does: a shell hands over a backslash and an n.
+ESCAPED = Rule(lambda value: True, "")
+Text = Annotated[str, ESCAPED]
 
 
 def take_apart(kind: Any) -> tuple[type, tuple[Rule, ...]]:
@@ -93,6 +100,13 @@ def one_of(c: Config, **tables: Collection[str]) -> None:
                 raise ValueError(f"{flag(name)}: no {item!r}{near(item, known)}; there are {', '.join(known)}")
 
 
+def different_files(c: Config, *names: str) -> None:
+    """Check that two fields do not name files of the same content, be it one file or a copy."""
+    one, other = paths = [Path(getattr(c, name)) for name in names]
+    if all(path.is_file() for path in paths) and filecmp.cmp(one, other, shallow=False):
+        raise ValueError(f"{' and '.join(map(flag, names))} are the same file, {other}; give them different examples")
+
+
 def near(name: str, known: Collection[str]) -> str:
     """The known names that an unknown one may have meant, to be added to a sentence about it."""
     matches = difflib.get_close_matches(name, known, n=2)
@@ -108,7 +122,7 @@ def flag(name: str) -> str:
 
 def read_toml(path: str | Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        return tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise ValueError(f"{path}: can't be read ({error.strerror}); expected a TOML file") from error
     except (ValueError, RecursionError) as error:
@@ -177,10 +191,15 @@ def make_parser(cls: type, doc: str) -> Parser:
             options["action"] = "store_true"
         else:
             nargs = "+" if get_origin(field.type) is tuple else None
-            options |= {"type": base, "metavar": metavar, "nargs": nargs}
+            options |= {"type": unescaped if ESCAPED in rules else base, "metavar": metavar, "nargs": nargs}
         parser.add_argument(name, **options)
     parser.usage = f"%(prog)s{arguments} [--flag VALUE ...]"
     return parser
+
+
+def unescaped(text: str) -> str:
+    """The text of a flag with \\n, \\t and \\\\ as TOML reads them; other backslashes, as in \\boxed, stay."""
+    return re.sub(r"\\([nt\\])", lambda match: {"n": "\n", "t": "\t"}.get(match[1], match[1]), text)
 
 
 def parse(cls: type[T], doc: str, argv: list[str] | None = None, *, presets: Path | None = None, preset: str = "") -> T:

@@ -4,6 +4,7 @@ So whoever reads a file sees a complete one, even after a kill or a power cut in
 """
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable
@@ -32,10 +33,22 @@ def write_json(path: Path, value: object) -> None:
     write_text(path, json.dumps(value, indent=1) + "\n")
 
 
+def strict(value: object) -> object:
+    """The value with null in place of numbers that are not finite, which JSON does not know and Python writes anyway.
+
+    For files that others read; in our own an infinite setting must come back as it was.
+    """
+    if isinstance(value, dict):
+        return {name: strict(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [strict(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def read_json(path: Path) -> dict:
     """The JSON object in a file. Raises ValueError that names the file."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise ValueError(f"{path}: can't be read ({error.strerror})") from error
     except (ValueError, RecursionError) as error:  # the latter: brackets nested too deep

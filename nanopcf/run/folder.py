@@ -4,18 +4,21 @@ The order of the data and the sampling depend on (seed, step) alone. So besides 
 optimizer's state and the step, but no state of a random number generator.
 """
 
+import hashlib
 import json
 import os
 import platform
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 
 from nanopcf.run import parallel
 from nanopcf.run.config import flag
-from nanopcf.run.files import read_json, set_aside, write_json, write_text
+from nanopcf.run.files import read_json, set_aside, strict, write_json, write_text
+
+FINGERPRINTS = "fingerprints"  # in config.json, beside the settings
 
 try:
     import fcntl
@@ -27,9 +30,9 @@ except ImportError:  # Windows
 def open_run(out: str | Path, config: object, resume: bool, *, free: tuple[str, ...] = ()) -> Iterator[Path]:
     """Make or re-enter a run folder, and lock it inside the block.
 
-    A resumed run must have the same settings, except for the fields named in `free` (device, threads ...). Raises
-    ValueError when the folder holds a run and resume is off, when it holds a run with other settings, or when another
-    process works in it.
+    A resumed run must have the same settings, except for the fields named in `free` (device, threads ...), and the
+    files that they name must have the same content. Raises ValueError when the folder holds a run and resume is off,
+    when it holds a run with other settings or other data, or when another process works in it.
     """
     out = Path(out)
     if parallel.rank() > 0:
@@ -37,20 +40,42 @@ def open_run(out: str | Path, config: object, resume: bool, *, free: tuple[str, 
         yield out
         return
     with lock(out):
-        # through JSON and back, so that tuples compare equal to the lists of config.json
-        settings = {k: v for k, v in json.loads(json.dumps(asdict(config))).items() if k not in ("resume", *free)}
-        path = out / "config.json"
+        settings = {k: v for k, v in as_saved(asdict(config)).items() if k not in ("resume", *free)}
+        path, now = out / "config.json", fingerprints(settings)
         if not path.exists():
-            write_json(path, settings)
+            write_json(path, settings | {FINGERPRINTS: now})
         elif not resume:
             raise ValueError(f"{out} already holds a run; continue it with --resume, or choose another --out")
-        saved = read_json(path)
+        # A setting that was unknown when the run began has its default.
+        saved = as_saved({f.name: f.default for f in fields(config) if f.default is not MISSING}) | read_json(path)
         for k in settings:
             if saved.get(k) != settings[k]:
                 was_and_is = f"{flag(k)} was {saved.get(k)!r}, is {settings[k]!r}"
                 raise ValueError(f"{out} holds a run of another config: {was_and_is}; choose another --out")
+        for file, was in saved.get(FINGERPRINTS, {}).items():  # older runs have none
+            if now.get(file) != was:
+                raise ValueError(f"{file} has changed since the run in {out} began; choose another --out")
         parallel.wait()
         yield out
+
+
+def as_saved(settings: dict) -> dict:
+    """The settings as config.json gives them back: tuples are lists there."""
+    return json.loads(json.dumps(settings))
+
+
+def fingerprints(settings: dict) -> dict[str, str]:
+    """File -> "bytes:sha256" of its content, for each file that a setting names. Folders, such as models, are left out.
+
+    Raises OSError when one cannot be read.
+    """
+    values = [item for value in settings.values() for item in (value if isinstance(value, list) else [value])]
+    found = {}
+    for name in values:
+        if isinstance(name, str) and os.path.isfile(name):
+            with open(name, "rb") as file:
+                found[name] = f"{os.fstat(file.fileno()).st_size}:{hashlib.file_digest(file, 'sha256').hexdigest()}"
+    return found
 
 
 @contextmanager
@@ -100,7 +125,7 @@ class Metrics:
         if parallel.rank() > 0:
             return
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+            file.write(json.dumps(strict(row)) + "\n")
 
 
 def read_metrics(path: Path) -> list[dict]:

@@ -4,6 +4,7 @@ import os
 import platform
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -49,3 +50,9 @@ def announce(text: str) -> None:
     """Print to stderr, once where there are several processes."""
     if parallel.rank() == 0:
         print(text, file=sys.stderr, flush=True)
+
+
+@cache
+def announce_once(text: str) -> None:
+    """`announce` what concerns many examples; said again, it is not printed again."""
+    announce(text)

@@ -23,7 +23,7 @@ import torch
 from tqdm import tqdm
 
 from nanopcf.run import files, log, signals
-from nanopcf.run.folder import read_metrics
+from nanopcf.run.folder import fingerprints, read_metrics
 
 # ---- the cache ----
 
@@ -42,16 +42,20 @@ class Stages:
 
         settings: the names of the config's fields that the stage reads, separated by spaces. The value is saved as
         JSON. If an earlier call was interrupted, work finds its folder as that call left it, and the training runs
-        inside continue from their checkpoints.
+        inside continue from their checkpoints. Raises ValueError if a file that a setting names has changed since then.
         """
         values = {field: getattr(self.config, field) for field in settings.split()}
         self.key += json.dumps({name: values}, sort_keys=True)  # it grows: a stage depends on all stages before it
         path, folder = self.out / f"{name}.json", self.out / name
         record = files.read_json(path) if path.exists() else {}
+        data = fingerprints(values)  # of the files that the settings name
         if record.get("key") != self.key:
             shutil.rmtree(folder, ignore_errors=True)
-            record = {"key": self.key, "done": False, "elapsed_s": 0.0}
+            record = {"key": self.key, "data": data, "done": False, "elapsed_s": 0.0}
             files.write_json(path, record)
+        changed = [file for file, was in record.get("data", {}).items() if data.get(file) != was]
+        if changed:
+            raise ValueError(f"{changed[0]} has changed since the run in {self.out} began; choose another --out")
         if record["done"]:
             log.announce(f"{name}: kept from before")
         else:

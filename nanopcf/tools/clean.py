@@ -20,16 +20,14 @@ import re
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 import numpy as np
 
 from nanopcf.data import read_examples, write_jsonl
 from nanopcf.run import config
-from nanopcf.run.config import Argument, Rule
+from nanopcf.run.config import Argument, PositiveShare
 
 NEAR_GRAM, EVAL_GRAM = 5, 8
-Threshold = Annotated[float, Rule(lambda value: 0 < value <= 1, "must be above 0 and at most 1")]
 
 
 @dataclass(frozen=True)
@@ -37,11 +35,11 @@ class CleanConfig(config.Config):
     train: Argument  # JSONL of the examples to clean
     out: str  # JSONL for the examples that stay
     against: tuple[str, ...] = ()  # JSONL files of evaluation problems
-    near: Threshold = 0.8  # Jaccard similarity of near-duplicates
-    overlap: Threshold = 0.5  # share of known 8-grams
+    near: PositiveShare = 0.8  # Jaccard similarity of near-duplicates
+    overlap: PositiveShare = 0.5  # share of known 8-grams
     embeddings: str = ""  # .npy with one row per example of TRAIN
     against_embeddings: tuple[str, ...] = ()  # the same of evaluations
-    cosine: Threshold = 0.8  # of embeddings; above it is the same
+    cosine: PositiveShare = 0.8  # of embeddings; above it is the same
 
     def __post_init__(self) -> None:
         super().__post_init__()

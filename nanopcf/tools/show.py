@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from nanopcf.checkpoint import load_tokenizer_of
 from nanopcf.data import Format, encode_examples, read_examples
 from nanopcf.run import config
+from nanopcf.run.config import Count, Text
 from nanopcf.tokenizer import TextTokenizer
 
 SEPARATOR = "\N{MIDDLE DOT}"  # between two tokens
@@ -21,8 +22,9 @@ class ShowConfig(config.Config):
     model: str  # folder of the model whose tokenizer it is
     data: str  # JSONL with prompt and trajectory
     chat: bool = False  # put each prompt into the model's chat template
-    template: str = "{prompt}"  # text around each prompt
-    count: int = 1  # examples to show
+    template: Text = "{prompt}"  # text around each prompt
+    end_token: str = ""  # ends a trajectory (default: as the chat template does)
+    count: Count = 1  # examples to show
 
 
 def show(tokenizer: TextTokenizer, tokens: list[int], prompt_length: int, colour: bool) -> str:
@@ -36,7 +38,7 @@ def show(tokenizer: TextTokenizer, tokens: list[int], prompt_length: int, colour
 
 
 def main(c: ShowConfig) -> None:
-    tokenizer = load_tokenizer_of(c.model)
+    tokenizer = load_tokenizer_of(c.model, chat=c.chat, end_token=c.end_token)
     examples = read_examples(c.data, need=("prompt", "trajectory"))[: c.count]
     colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
     for s in encode_examples(examples, tokenizer, sys.maxsize, c.data, format=Format(c.chat, c.template)):
