@@ -62,7 +62,7 @@ USER, SAYS = {"role": "user", "content": "6+7?"}, {"role": "assistant", "content
         ),
         # the answer alone under the name of a solution, and where the trajectory is instead
         ({"problem": "p", "solution": "128"}, "p", "", "128"),
-        ({"prompt": "p", "solution": "$x = 3$"}, "p", "", "$x = 3$"),
+        ({"prompt": "p", "solution": "$x = 3$"}, "p", "", "x = 3"),
         ({"problem": "p", "solution": "$7$", "answer": "7"}, "p", "", "7"),
         ({"problem": "p", "solution": "2^5 = 32", "answer": "32"}, "p", "2^5 = 32", "32"),
         (

@@ -73,7 +73,7 @@ def table(fits: dict[Key, CeilingFit], max_score: float, stop_gain: float) -> st
             a_post, plasticity = f"{fit.a_post:.{d}f}", f"{fit.pl_rl:.{d}f}"
         else:
             a_post, plasticity = f">={low:.{d}f}", f">={max(low - fit.p_sft, 0):.{d}f}"
-        interval = f"[{low:.{d}f}, {high:.{d}f}]" if fit.draws else ""
+        interval = f"[{low:.{d}f}, {high:.{d}f}]" if fit.draws and fit.identified else ""
         stop_at = fit.stop_at(stop_gain) if fit.draws else None
         stop_text = "-" if stop_at is None else f"{stop_at:.3g}"
         lines.append(
@@ -89,7 +89,8 @@ def table(fits: dict[Key, CeilingFit], max_score: float, stop_gain: float) -> st
 
 
 def record(key: Key, branch: Branch, fit: CeilingFit, stop_gain: float) -> dict:
-    """One branch for --json, with the names of a report's branches. What is not defined is null."""
+    """One branch for --json, with the names of a report's branches. Unless the ceiling is identified, a_post and pl_rl
+    are lower bounds. What is not defined is null."""
     low, high = fit.interval if fit.draws else (None, None)
     return {
         "dataset": key[0],
@@ -99,10 +100,10 @@ def record(key: Key, branch: Branch, fit: CeilingFit, stop_gain: float) -> dict:
         "best": max(branch.y),
         "status": fit.status,
         "identified": fit.identified,
-        "a_post": fit.a_post,
+        "a_post": fit.a_post if fit.identified else low,
         "a_post_low": low,
         "a_post_high": high,
-        "pl_rl": fit.pl_rl,
+        "pl_rl": fit.pl_rl if fit.identified else max(low - fit.p_sft, 0.0),
         "c_mid": fit.c_mid,
         "b": fit.b,
         "epsilon": fit.epsilon,

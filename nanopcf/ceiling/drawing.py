@@ -99,8 +99,7 @@ def draw_ceilings(panel: "Axes", fits: dict[Key, CeilingFit], branches: dict[Key
         if fit.identified:
             draw_ceiling(panel, at, 0.6, fit.p_sft, fit.a_post, fit.interval if fit.draws else None)
         else:
-            bound = max(fit.interval[0], fit.p_sft)
-            draw_ceiling(panel, at, 0.6, fit.p_sft, bound, arrow=0.08 * (high - low))
+            draw_ceiling(panel, at, 0.6, fit.p_sft, fit.interval[0], arrow=0.08 * (high - low))
     panel.set_ylim(max(0, low - 0.4 * (high - low)), high + 0.05 * (high - low))
     panel.set_xticks(range(len(fits)), [f"{branches[key].x_sft:.3g}" for key in fits], rotation=45, fontsize="small")
     panel.set(xlabel="SFT compute; hatched: not identified, a lower bound only")

@@ -4,6 +4,7 @@ Only those who want to change what a report says or shows need to open this pack
 
 assembly   what follows from the measurements: ceilings, correlation, claims (`judge`)
 ceilings   the ceiling of a curve, and how probable it is that one lies above another
+check      what a report.json must hold
 claims     the paper's statements held against them
 agreement  does the validation loss order the ceilings?
 paradigms  algorithms at equal compute: their runs, rows and claims
@@ -40,9 +41,10 @@ def write(report: dict, folder: Path) -> list[Path]:
     except ImportError:
         images = {}
         log.announce('no figures: matplotlib is missing; pip install -e ".[plot]"')
-    files.write_json(folder / "report.json", files.strict(report))
     outputs = {f"{name}.png": image for name, image in images.items()}
     outputs["report.html"] = html_page(report, images).encode()
+    # only now, so that a report that cannot be shown replaces nothing
+    files.write_json(folder / "report.json", files.strict(report))
     for name, content in outputs.items():
         files.write_bytes(folder / name, content)
     return [folder / "report.json", *(folder / name for name in outputs)]

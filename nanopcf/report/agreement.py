@@ -40,12 +40,12 @@ def agreement_of_draws(min_val_losses: Sequence[float], ceilings: np.ndarray) ->
     """The correlations of loss and ceiling over n sets, where the ceilings are known by their draws (n, R).
 
     spearman, pearson: medians over the draws. spearman_interval: 90 % of them. p_value: how often a random order of the
-    ceilings has a Spearman correlation at least as low, mean over the draws. probability: of a Spearman correlation of
-    at most FOLLOWS. All are None for a single set and for equal losses.
+    ceilings has a Spearman correlation at least as low, mean over the draws (so no p-value in the strict sense).
+    probability: of a Spearman correlation of at most FOLLOWS. All are None for fewer than 3 sets and for equal losses.
     """
     n, ranks = len(ceilings), _ranks(min_val_losses)
     result: dict[str, object] = dict.fromkeys(("spearman", "spearman_interval", "pearson", "p_value", "probability"))
-    if n > 1 and np.ptp(ranks) > 0:
+    if n > 2 and np.ptp(ranks) > 0:  # of two sets the correlation is 1 or -1, whatever they are
         ceiling_ranks = ceilings.argsort(axis=0).argsort(axis=0).T + 1.0  # (R, n)
         spearman = _correlations(ranks, ceiling_ranks)  # (R,)
         low, middle, high = np.quantile(spearman, [0.05, 0.5, 0.95])

@@ -10,6 +10,7 @@ from nanopcf.data import Example
 from nanopcf.report import paradigms
 from nanopcf.report.agreement import agreement, agreement_of_draws
 from nanopcf.report.ceilings import fit_ceiling
+from nanopcf.report.check import check
 from nanopcf.report.claims import judge_claims
 from nanopcf.report.text import label
 from nanopcf.run import log
@@ -51,41 +52,34 @@ def assemble(
 
 # ---- what follows from the measurements ----
 
-NEEDED = {
-    "branches": ("dataset", "sft_step", "regime", "x_sft", "p_sft", "best", "curve"),
-    "candidates": ("name", "size", "difficulty", "checkpoints"),
-}
-
 
 def judge(report: dict) -> dict:
     """The report with everything that follows from the curves in it, made anew; pure, so that a finished run can be
     judged by other rules without any training.
 
     That is the ceiling of each branch (Eqs. 2-4), the same beside the selector's ranking, the correlation of validation
-    loss and ceiling (RQ3), the rows of `paradigms`, and the verdicts on the paper's claims. Raises ValueError, with the
-    place in the report, where something is missing or no curve.
+    loss and ceiling (RQ3), the rows of `paradigms` (which reports from before the single runs were kept lose), and the
+    verdicts on the paper's claims. Raises ValueError with the place in the report where something is missing or wrong.
     """
     check(report)
-    problems = report.get("problems") or report["flags"]["test"]  # reports before the count was kept have the flag only
+    problems = report.get("problems", report["flags"].get("test"))  # older reports have the flag only
     branches, draws = [], {}
     for i, branch in enumerate(report["branches"]):
         try:
-            ceiling, draws_here = fit_ceiling(branch["curve"], branch["p_sft"], problems, seed=i)
+            ceiling, draws_here = fit_ceiling(
+                branch["curve"], branch["p_sft"], problems, seed=i, out_of_signal=branch.get("out_of_signal", False)
+            )
         except ValueError as error:
             raise ValueError(f"report: the curve of {label(branch)}: {error}") from None
-        if branch.get("out_of_signal"):  # RL had no prompt left to learn from: more compute changes nothing
-            ceiling["status"] = "out of signal"
         branches.append(branch | ceiling)
         draws[branch["dataset"], branch["sft_step"]] = draws_here
 
     branch_at = dict(zip(draws, branches, strict=True))
     ranking = []
     for row in report["selector"]["ranking"]:
-        start = row["name"], row["recommended_step"]
-        if start not in branch_at:
-            raise ValueError(f"report: the selector starts RL at step {start[1]} of {start[0]}, and no branch does")
-        names = ("p_sft", "a_post", "a_post_low", "a_post_high", "status", "identified")
-        ranking.append(row | {name: branch_at[start][name] for name in names})
+        branch = branch_at[row["name"], row["recommended_step"]]
+        names = ("p_sft", "a_post", "a_post_low", "a_post_high", "status", "identified", "train_pass_rate")
+        ranking.append(row | {name: branch[name] for name in names if name in branch})
     losses = [row["min_val_loss"] for row in ranking]
     ceilings = np.array([draws[row["name"], row["recommended_step"]] for row in ranking])  # (sets, R)
     selector = {
@@ -96,22 +90,9 @@ def judge(report: dict) -> dict:
         "spearman_p_sft": agreement(losses, [row["p_sft"] for row in ranking])["spearman"],
     }
     judged = report | {"branches": branches, "selector": selector}
-    # Reports before the single runs were kept have the rows only.
-    rows = paradigms.summarise(report["paradigm_runs"], problems) if "paradigm_runs" in report else report["paradigms"]
+    rows = paradigms.summarise(report.get("paradigm_runs") or [], problems)
     judged |= {"problems": problems, "paradigms": rows}
     return judged | {"claims": judge_claims(judged, draws) + paradigms.judge_claims(rows, problems)}
-
-
-def check(report: dict) -> None:
-    """Raises ValueError if the report lacks what `judge` reads."""
-    missing = [name for name in ("branches", "candidates", "selector", "flags") if not report.get(name)]
-    for part, fields in NEEDED.items():
-        for i, entry in enumerate(report.get(part) or []):
-            missing += [f"{part}[{i}].{field}" for field in fields if field not in entry]
-    if missing:
-        raise ValueError(f"report: no {missing[0]}: a report.json of another version? Run the pipeline again")
-    if not report["selector"].get("ranking"):
-        raise ValueError("report: the selector ranked no candidate set, so there is nothing to judge")
 
 
 def sample_pairs(examples: list[Example], before: list[tuple[str, bool]], after: list[tuple[str, bool]]) -> list[dict]:

@@ -6,55 +6,66 @@ does not show within a curve. Draws of a ceiling hold both. For the second they 
 the errors of two branches were independent: branches that solve the same problems differ more surely than stated here.
 """
 
-import math
-
 import numpy as np
 
 from nanopcf import ceiling
-from nanopcf.ceiling.posterior import DRAWS, GAIN
+from nanopcf.ceiling.posterior import DRAWS, GAIN, GAIN_POWER
 
 SURE = 0.95  # a claim is shown from this probability on, and not shown when its opposite has it
-WIDER = 3  # a ceiling that is not identified: the prior of its gain is (1 + gain / GAIN)^1.5, where `fit` has ^-1.5
+RISING = 1.5  # for a ceiling that is not identified, the prior of the gain is (1 + gain / GAIN)^RISING: wide upward
 
 
-def fit_ceiling(points: list[dict], p_sft: float, problems: int, seed: int) -> tuple[dict, np.ndarray]:
+def fit_ceiling(
+    points: list[dict], p_sft: float, problems: int, *, seed: int, out_of_signal: bool = False
+) -> tuple[dict, np.ndarray]:
     """Eq. 2 fitted to a curve: its ceiling A_post (Eq. 3), plasticity PL_rl (Eq. 4) and verdict; and (R,) draws.
 
     points: {x, score}, with scores as fractions of so many `problems`. seed: another one for each curve, or the errors
-    of their test sets would be the same. `identified` says whether the curve tells the ceiling; otherwise only
-    a_post_low, the low end of its 90 % interval, means something. With fewer than 4 points there is no fit: a_post is
-    None. Raises ValueError for what cannot be a curve.
+    of their test sets would be the same. out_of_signal: RL had no prompt left to learn from, so that the curve ends at
+    the ceiling of those prompts, and not of the policy; fit_status keeps what the curve alone would say.
+
+    If `identified`, a_post is the ceiling and pl_rl the plasticity. If not, both are lower bounds: a_post is the low
+    end of the 90 % interval. Fewer than 4 points after the start have no fit, and the verdict "too few points". Raises
+    ValueError for what cannot be a curve.
     """
-    if not all(math.isfinite(value) for p in points for value in (p["x"], p["score"])) or not math.isfinite(p_sft):
-        raise ValueError("compute, scores and P_sft must be finite numbers")
-    rng = np.random.default_rng(seed)
-    points = [p for p in points if p["x"] > 0]
-    if len(points) < 4:
-        best = max([p_sft, *(p["score"] for p in points)])
-        low, high = max(0.0, best - 1.645 * sampling_error(best, problems)), 1.0
-        fields = dict.fromkeys(("a_post", "pl_rl", "c_mid", "b", "epsilon", "law", "rmse_fit", "rmse_heldout"))
-        fields |= {"status": "too few points", "identified": False}
+    rng, rl = np.random.default_rng(seed), [p for p in points if p["x"] != 0]
+    names = ("c_mid", "b", "epsilon", "law", "rmse_fit", "rmse_heldout")
+    if len(rl) < 4:
+        best = max([p_sft, *(p["score"] for p in rl)])
+        low, high = float(max(0.0, best - 1.645 * sampling_error(best, problems))), 1.0
+        fields, status, identified = dict.fromkeys(names), "too few points", False
         draws = rng.uniform(low, high, DRAWS)
     else:
-        fit = ceiling.fit([p["x"] for p in points], [p["score"] for p in points], p_sft, max_score=1.0)
-        names = "a_post pl_rl c_mid b epsilon law rmse_fit rmse_heldout status identified"
-        fields = {name: getattr(fit, name) for name in names.split()}
-        low, high = fit.interval
-        if fit.status == "not sigmoidal":  # no law fits, so the ceiling can lie anywhere above the low end
+        fit = ceiling.fit([p["x"] for p in rl], [p["score"] for p in rl], p_sft, max_score=1.0)
+        fields, (low, high) = {name: getattr(fit, name) for name in names}, fit.interval
+        status, identified = fit.status, fit.identified and not out_of_signal
+        if status == "not sigmoidal":  # no law fits, so the ceiling can lie anywhere above the low end
             draws = rng.uniform(low, 1.0, DRAWS)
         else:
             # An identified ceiling comes from its curve. For any other the prior decides how far up the draws go, and
             # one that finds small gains likelier would show too often that such a ceiling is below another one.
             gain = fit.draws.a_post - fit.draws.start
-            weight = np.ones(DRAWS) if fit.identified else (1 + gain / GAIN) ** WIDER
+            weight = np.ones(DRAWS) if identified else (1 + gain / GAIN) ** (GAIN_POWER + RISING)
             draws = rng.choice(fit.draws.a_post, DRAWS, p=weight / weight.sum())
-    draws = draws + rng.normal(size=len(draws)) * sampling_error(draws, problems)
-    return fields | {"a_post_low": low, "a_post_high": high}, draws
+    draws = draws + rng.normal(size=DRAWS) * sampling_error(draws, problems)
+    a_post = fit.a_post if identified else low
+    return fields | {
+        "a_post": a_post,
+        "a_post_low": low,
+        "a_post_high": high,
+        "pl_rl": a_post - p_sft if identified else max(0.0, low - p_sft),
+        "status": "out of signal" if out_of_signal else status,
+        "fit_status": status,
+        "identified": identified,
+    }, draws
 
 
 def sampling_error(score: np.ndarray | float, problems: int) -> np.ndarray | float:
-    """The standard error of a score: the square root of p (1 - p) / problems."""
-    p = np.clip(score, 0, 1)
+    """The standard error of a score: the square root of p (1 - p) / problems.
+
+    p is the score with one right and one wrong answer added, since 20 right answers of 20 leave some doubt too.
+    """
+    p = (np.clip(score, 0, 1) * problems + 1) / (problems + 2)
     return np.sqrt(p * (1 - p) / problems)
 
 

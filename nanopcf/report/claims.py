@@ -69,7 +69,7 @@ def above_pure_sft(branch: dict, draws: np.ndarray, report: dict) -> dict:
     sft = best_sft(report)
     noise = sampling_error(sft, report["problems"])
     sft_draws = sft + noise * np.random.default_rng(len(report["branches"])).normal(size=len(draws))
-    evidence = f"{label(branch)} {ceiling_text(branch)}; best SFT checkpoint {percent(sft)} ± {percent(noise)}"
+    evidence = f"{label(branch)} {ceiling_text(branch)}; best of all SFT checkpoints {percent(sft)} ± {percent(noise)}"
     claim = "SFT-then-RL has a ceiling above pure SFT (RQ1)"
     return entry(claim, probability_above(draws, sft_draws), evidence)
 
@@ -84,10 +84,10 @@ def best_sft(report: dict) -> float:
 
 def loss_claim(selector: dict) -> list[dict]:
     """Does the loss order the ceilings? Two sets, or sets that are all alike, cannot say."""
-    if selector["probability"] is None or selector["n"] < 3:
+    if selector["probability"] is None:
         return []
     evidence = (
-        f"{agreement_text(selector)}; so low by chance: p = {selector['p_value']:.2f}; "
+        f"{agreement_text(selector)}; a random order is so low with probability {selector['p_value']:.2f}; "
         f"of the loss and P_sft {correlation(selector['spearman_p_sft'])}"
     )
     claim = f"A lower minimum validation loss goes with a higher ceiling (RQ3: Spearman at most {FOLLOWS})"

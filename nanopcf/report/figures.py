@@ -123,7 +123,7 @@ def draw_start(panel, branch: dict, at: float, width: float) -> None:
     if branch["identified"]:
         draw_ceiling(panel, at, width, p_sft, 100 * branch["a_post"], (low, high))
     else:
-        draw_ceiling(panel, at, width, p_sft, max(low, p_sft), arrow=7)
+        draw_ceiling(panel, at, width, p_sft, low, arrow=7)
 
 
 def draw_losses(panel, x: list[float], losses: list[float]) -> None:
@@ -177,7 +177,7 @@ def draw_agreement(plt, report: dict, colours: dict[str, str]):
     """One point per candidate set: its minimum validation loss and the ceiling of its recommended start."""
     figure, panel = plt.subplots(figsize=(6.2, 3.8), layout="constrained")
     ranking, selector = report["selector"]["ranking"], report["selector"]
-    at = [100 * (row["a_post"] if row["identified"] else row["a_post_low"]) for row in ranking]
+    at = [100 * row["a_post"] for row in ranking]
     losses = [row["min_val_loss"] for row in ranking]
     # Room for the names on the right, and for intervals and arrows above.
     width = max(losses) - min(losses) or 0.1
@@ -207,7 +207,8 @@ def draw_agreement(plt, report: dict, colours: dict[str, str]):
 
 
 def spread(values: list[float], bottom: float, top: float, gap: float) -> list[float]:
-    """The values moved as little as needs be to lie `gap` apart, from bottom + gap to top - gap, in their order."""
+    """The values moved to lie a gap apart, from bottom + gap to top - gap, in their order; a smaller gap for many."""
+    gap = min(gap, (top - bottom) / (len(values) + 1))
     order = sorted(range(len(values)), key=lambda i: values[i])
     places = [values[i] for i in order]
     for i in range(len(places)):  # upwards, each at least a gap above the one before

@@ -189,7 +189,7 @@ def selector_section(report: dict, images: dict[str, bytes]) -> str:
                 percent(ranked.get("score")),
                 percent(ranked.get("pass_at_k")),
                 ceiling_text(ranked),
-                pill(ranked["status"]),
+                pill(ranked["status"], verdict_text(ranked)),
             ]
         )
     head = ["candidate set", "min val loss", "start RL at step", "P_sft", f"pass@{k}", "ceiling", "verdict"]
@@ -222,8 +222,9 @@ def branches_section(report: dict, images: dict[str, bytes]) -> str:
 <h2>RL from each checkpoint</h2>{figure("fig8_rl_curves", images)}
 {table([*head, "verdict"], rows, numeric=(2, 3, 4, 6, 7))}
 <p class="note">Only a <i>saturated</i> curve identifies its ceiling. Elsewhere ≥ stands before a lower bound, the low \
-end of the 90 % interval, and PL_rl is the bound less P_sft. <i>Out of signal</i>: no prompt of RL was left to learn \
-from, at the pass rate given, so that more prompts, and not more compute, could lift the score. Scores are of \
+end of the 90 % interval, and PL_rl is the bound less P_sft. <i>Out of signal</i>: RL ended because no prompt had right \
+and wrong answers any more. At a pass rate near 100 they are learned, near 0 out of reach; more or other prompts, not \
+more compute, could lift the score. Scores are of \
 {report["problems"]:,} problems with the same random numbers at every evaluation, so that their noise within a curve is \
 smaller than between runs. Greedy accuracy is given because part of any gain at a temperature is sharpening.</p>"""
 
@@ -254,7 +255,8 @@ def claims_section(report: dict) -> str:
     return f"""<h2>What the paper claims, and what this run shows</h2>
 {table(["claim", "this run", "evidence"], rows)}
 <p class="note">{caution} Shown: true with a probability of 95 %, by the ceilings of this run and the sampling of its test \
-set. Not shown: its opposite is. Not resolved: neither, with the probability that the claim is true.</p>"""
+set. Not shown: its opposite is. Not resolved: neither, with the probability that the claim is true. Where the best of \
+several paradigms wins, the level is corrected for their number. Of many claims at 95 %, one in twenty may be wrong.</p>"""
 
 
 def samples_section(samples: list[dict]) -> str:

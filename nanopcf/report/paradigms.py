@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from nanopcf.report.ceilings import SURE, fit_ceiling, probability_above, sampling_error
+from nanopcf.report.ceilings import SURE, fit_ceiling, sampling_error
 from nanopcf.report.text import ceiling_text, percent
 from nanopcf.run.stages import train_parallel
 
@@ -56,7 +56,9 @@ def train_all(
     compared = []
     for (algo, name, seed, x_sft), curve in curves.items():
         total_curve = [{"x": x_sft + point["x"], "score": point["score"]} for point in curve]
-        compared.append({"algo": algo, "start": name, "seed": seed, "x_sft": x_sft, "curve": total_curve})
+        early = total_curve[-1]["x"] < c.paradigm_flops  # no prompt had a signal any more
+        run = {"algo": algo, "start": name, "seed": seed, "x_sft": x_sft, "curve": total_curve}
+        compared.append(run | {"out_of_signal": early})
     return compared
 
 
@@ -66,7 +68,7 @@ def train_all(
 def summarise(runs: list[dict], problems: int) -> list[dict]:
     """One row per (algo, start), in the order of the runs; scores are fractions of so many problems:
 
-    first, best       of the mean curve
+    first             score of the mean curve
     final, final_sd   mean of a run's last three scores; mean over the seeds, and standard deviation between them
     peak              a run's best score, mean over the seeds
     wobble            standard deviation of the scores in the second half of a run, mean over the seeds
@@ -91,7 +93,8 @@ def summary(algo: str, start: str, runs: list[dict], problems: int) -> dict:
     mean = scores.mean(axis=0)  # (count,)
     curve = [{"x": float(at), "score": float(score)} for at, score in zip(x, mean, strict=True)]
     rl_curve = [{"x": point["x"] - x_sft, "score": point["score"]} for point in curve]
-    ceiling, _ = fit_ceiling(rl_curve, curve[0]["score"], problems, seed=0)
+    early = any(run.get("out_of_signal") for run in runs)
+    ceiling, _ = fit_ceiling(rl_curve, curve[0]["score"], problems, seed=0, out_of_signal=early)
     return {
         "algo": algo,
         "start": start,
@@ -103,7 +106,6 @@ def summary(algo: str, start: str, runs: list[dict], problems: int) -> dict:
         "peak": float(np.mean([max(scores) for scores in all_scores])),
         "wobble": float(np.mean([deviation(scores[len(scores) // 2 :]) for scores in all_scores])),
         **{name: ceiling[name] for name in ("a_post", "a_post_low", "a_post_high", "status", "identified")},
-        "best": float(mean.max()),
         "curve": curve,
         "spread": [deviation(of_seeds) for of_seeds in scores.T],
     }
@@ -122,7 +124,6 @@ def judge_claims(rows: list[dict], problems: int) -> list[dict]:
 
     A claim compares the best row on either side, and is left out where a side has no row. problems: of a score.
     """
-
     by_key = {(row["algo"], row["start"]): row for row in rows}
 
     def group(algos: tuple[str, ...], start: str) -> list[dict]:
@@ -161,12 +162,17 @@ def compare(claim: str, ours: list[dict], theirs: list[dict], problems: int) -> 
 
 
 def one_above_all(ours: list[dict], theirs: list[dict], draws: dict[str, np.ndarray]) -> float:
-    """The probability, for the best of our rows, that it ends above each single one of theirs."""
-    return max(min(probability_above(draws[name(a)], draws[name(b)]) for b in theirs) for a in ours)
+    """The probability, for the best of our rows, that it ends above all of theirs."""
+    highest = np.max([draws[name(row)] for row in theirs], axis=0)  # (R,)
+    return max(float((draws[name(row)] > highest).mean()) for row in ours)
 
 
 def final_draws(row: dict, problems: int, seed: int) -> np.ndarray:
-    """Draws (R,) of a row's true final score: Student's t for the few seeds, and the sampling of the test set."""
+    """Draws (R,) of a row's true final score: Student's t for the few seeds, and the sampling of the test set.
+
+    All rows share the test set, so that their errors are more alike than these independent draws: the doubt is
+    rather too large.
+    """
     rng, seeds, R = np.random.default_rng(seed), row["seeds"], 20_000
     between_seeds = row["final_sd"] / seeds**0.5 * rng.standard_t(max(1, seeds - 1), size=R)
     return row["final"] + between_seeds + sampling_error(row["final"], problems) * rng.normal(size=R)

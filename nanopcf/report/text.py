@@ -34,23 +34,19 @@ def label(branch: dict) -> str:
 
 
 def ceiling_text(branch: dict) -> str:
-    """The ceiling with its 90 % interval where the curve identifies it, else its lower bound, the interval's low end.
-
-    Every place that prints a ceiling goes through here.
-    """
+    """The ceiling with its 90 % interval where the curve identifies it, else a lower bound, the interval's low end."""
     low, high = percent(branch["a_post_low"]), percent(branch["a_post_high"])
-    return f"{percent(branch['a_post'])} [{low}, {high}]" if branch["identified"] else f"≥ {low}"
+    return f"{percent(branch['a_post'])} [{low}, {high}]" if branch["identified"] else f"≥ {percent(branch['a_post'])}"
 
 
 def plasticity_text(branch: dict) -> str:
-    """The ceiling less the measured P_sft, by the same rule; a lower bound below 0 says nothing and is 0."""
-    if branch["identified"]:
-        return percent(branch["a_post"] - branch["p_sft"])
-    return "≥ " + percent(max(0.0, branch["a_post_low"] - branch["p_sft"]))
+    """The ceiling less the measured P_sft, by the same rule."""
+    return ("" if branch["identified"] else "≥ ") + percent(branch["pl_rl"])
 
 
 def verdict_text(branch: dict) -> str:
-    """The verdict on a curve. RL that ran out of signal has learned its prompts: their pass rate says how far."""
+    """The verdict on a curve. Where RL ran out of signal, with the pass rate on its prompts at the last evaluation:
+    near 100 they are learned, near 0 they are out of reach."""
     rate = branch.get("train_pass_rate")
     if branch["status"] == "out of signal" and rate is not None:
         return f"out of signal (train {percent(rate)})"
