@@ -63,6 +63,17 @@ USER, SAYS = {"role": "user", "content": "6+7?"}, {"role": "assistant", "content
         # the answer alone under the name of a solution, and where the trajectory is instead
         ({"problem": "p", "solution": "128"}, "p", "", "128"),
         ({"prompt": "p", "solution": "$x = 3$"}, "p", "", "x = 3"),
+        (
+            {
+                "problem": "p",
+                "deepseek_reasoning": "Two.",
+                "deepseek_solution": "So 128.",
+                "ground_truth_solution": "128",
+            },
+            "p",
+            "<think>\nTwo.\n</think>\n\nSo 128.",
+            "",
+        ),
         ({"problem": "p", "solution": "$7$", "answer": "7"}, "p", "", "7"),
         ({"problem": "p", "solution": "2^5 = 32", "answer": "32"}, "p", "2^5 = 32", "32"),
         (
@@ -197,6 +208,8 @@ def test_the_right_choice_is_not_always_the_first(tmp_path):
         ({"question": "q", "options": "yes or no", "answer": "yes"}, "'options' must be a list of 2 to 26 choices"),
         ({"question": "q", "Image": "a.png", "answer": "1"}, "'Image' holds an image"),
         ({"problem": "p", "solution": "128", "answer": "nan"}, "'answer' is nan, which is no answer"),
+        ({"problem": "p", "solution": "Trivial.", "answer": "proof"}, "'answer' is proof, which is no answer"),
+        ({"question": "q", "answer": "None"}, "'answer' is None, which is no answer"),
         ({"messages": [USER, {**SAYS, "tool_calls": [{"id": 1}]}]}, "its messages call tools"),
         ({"messages": [{**USER, "content": [{"type": "image", "url": "x"}]}, SAYS]}, "hold more than text"),
         ({"problem": "p", "solution": "128"}, "no field 'trajectory' ('solution' is the answer alone"),

@@ -31,6 +31,7 @@ TRAJECTORIES = (
 # Thoughts, and the response that follows them.
 THOUGHTS = (
     ("deepseek_thinking_trajectory", "deepseek_attempt"),
+    ("deepseek_reasoning", "deepseek_solution"),
     ("gemini_thinking_trajectory", "gemini_attempt"),
     ("thinking_trajectories", "attempt"),
     ("complex_cot", "response"),
@@ -242,7 +243,8 @@ def take_answer(columns: Columns, fields: dict, missing: dict) -> None:
     if not isinstance(value, str):
         fields["answer"] = number_text(value, name)
         return
-    if value.strip().lower() == "nan":
+    # NuminaMath-1.5 writes "proof" where there is nothing to compare, GSM-Plus "None".
+    if value.strip().lower() in (("nan",) if own else ("nan", "none", "null", "proof")):
         raise ValueError(f"{name!r} is {value.strip()}, which is no answer")
     # Our own files have both fields, and an answer is what they say it is.
     if own or ("####" not in value and not is_whole(value)):
@@ -328,9 +330,11 @@ def thought(thoughts: object, response: str) -> str:
 
 
 def holds_text(value: object) -> bool:
-    """Is it a text, or a list with texts in it?"""
+    """Is it a text, or a list or object with texts in it?"""
+    if isinstance(value, dict):
+        return any(map(holds_text, value.values()))
     if isinstance(value, list):
-        return any(isinstance(item, (str, dict)) for item in value)
+        return any(map(holds_text, value))
     return isinstance(value, str) and bool(value.strip())
 
 

@@ -198,8 +198,8 @@ def make_parser(cls: type, doc: str) -> Parser:
 
 
 def unescaped(text: str) -> str:
-    """The text of a flag with \\n, \\t and \\\\ as TOML reads them; other backslashes, as in \\boxed, stay."""
-    return re.sub(r"\\([nt\\])", lambda match: {"n": "\n", "t": "\t"}.get(match[1], match[1]), text)
+    """The text of a flag with \\n, \\r, \\t and \\\\ as TOML reads them; other backslashes, as in \\boxed, stay."""
+    return re.sub(r"\\([nrt\\])", lambda match: {"n": "\n", "r": "\r", "t": "\t"}.get(match[1], match[1]), text)
 
 
 def parse(cls: type[T], doc: str, argv: list[str] | None = None, *, presets: Path | None = None, preset: str = "") -> T:
