@@ -48,17 +48,18 @@ class PipelineConfig(config.Config):
     sft_steps: Count = 240  # optimizer steps of SFT
     sft_batch: Count = 16  # trajectories per step
     sft_lr: Positive = 1e-3  # learning rate of SFT
-    sft_checkpoints: Count = 12  # checkpoints of an SFT run
+    sft_checkpoints: Count = 8  # checkpoints of an SFT run
     passk: Count = 4  # k of pass@k, beside the validation loss
     every_regime: tuple[str, ...] = ("uniform-100",)  # sets with a branch per regime
     algo: str = "dapo_dc"  # RL algorithm, see train_rl.py --list
     rl_prompts: Count = 3000  # problems that RL trains on
-    rl_steps: Count = 128  # batches of rollouts per branch
+    rl_steps: Count = 144  # batches of rollouts per branch
     rl_batch: Count = 128  # prompts per batch, and per round
     rl_rounds: Count = 1  # most rounds per batch, with dynamic sampling
+    rl_update: Count = 16  # prompts per optimizer step
     rl_group: Count = 8  # answers per prompt
-    rl_lr: Positive = 1e-3  # learning rate of RL
-    rl_points: int = 16  # points of a curve
+    rl_lr: Positive = 7e-4  # learning rate of RL
+    rl_points: int = 18  # points of a curve
     paradigms: tuple[str, ...] = ()  # algorithms to compare at equal compute
     paradigm_flops: Positive = 1e12  # FLOPs of each, its SFT included
     paradigm_seeds: Count = 3  # runs of each
@@ -164,7 +165,7 @@ def run_experiment(c: PipelineConfig, out: Path, device: torch.device, threads: 
     caution = "" if selection["saturated"] else ", still falling at the end of SFT: more --sft-steps may change this"
     log.announce(f"selector: {selection['chosen']} has the lowest validation loss{caution}")
 
-    settings = "algo rl_steps rl_batch rl_rounds rl_group rl_lr rl_points"
+    settings = "algo rl_steps rl_batch rl_rounds rl_update rl_group rl_lr rl_points"
     branches = stages.run("rl", settings, train_branches, data, base, selection, pool)
 
     paradigm_runs = []
@@ -368,7 +369,7 @@ def rl_config(c: PipelineConfig, model: str, data: dict, out: Path) -> train_rl.
         algo=c.algo,
         steps=c.rl_steps,
         prompts=c.rl_batch,
-        update_prompts=c.rl_batch,
+        update_prompts=c.rl_update,
         round_prompts=c.rl_batch,
         max_rounds=c.rl_rounds,
         group=c.rl_group,

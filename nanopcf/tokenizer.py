@@ -88,8 +88,7 @@ class TextTokenizer:
 
 def word_tokenizer(words: Iterable[str]) -> TextTokenizer:
     """One token per word, and the end token. The words of a text stand between single spaces."""
-    vocabulary = {word: i for i, word in enumerate([*words, END])}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary))
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate([*words, END])}))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.add_special_tokens([END])
     return TextTokenizer(tokenizer)
