@@ -26,7 +26,7 @@ CONTEXT = 32  # tokens; the tasks' problems and working fit
 class PipelineConfig(config.Config):
     preset: str = "demo"  # settings to start from
     out: str = ""  # run folder (default: runs/PRESET)
-    task: str = "modular"  # modular or equations (see nanopcf/tasks.py)
+    task: str = "modular"  # modular or equations
     model: str = "0.1M"  # size, or with --data a folder or Org/Name
     data: str = ""  # JSONL of real problems, in place of the task
     test_data: str = ""  # JSONL to score on; needed with --data
@@ -55,7 +55,7 @@ class PipelineConfig(config.Config):
     rl_prompts: Count = 3000  # problems that RL trains on
     rl_steps: Count = 144  # batches of rollouts per branch
     rl_batch: Count = 128  # prompts per batch, and per round
-    rl_rounds: Count = 1  # most rounds per batch, with dynamic sampling
+    rl_rounds: Count = 1  # most rounds, with dynamic sampling
     rl_update: Count = 16  # prompts per optimizer step
     rl_group: Count = 8  # answers per prompt
     rl_lr: Positive = 7e-4  # learning rate of RL
