@@ -38,7 +38,7 @@ class PipelineConfig(config.Config):
     dtype: DType = "auto"  # float32 or bfloat16; auto: bfloat16 on CUDA
     known: Share = 0.5  # share of facts that all web text gets right
     corpus: Count = 8000  # web texts to pretrain on
-    base_steps: Count = 500  # optimizer steps of pretraining
+    base_steps: Count = 1000  # optimizer steps of pretraining
     base_batch: Count = 64  # web texts per step
     base_lr: Positive = 5e-3  # peak learning rate of pretraining
     pool: Count = 2000  # problems tried per round, to fill the sets
@@ -53,13 +53,13 @@ class PipelineConfig(config.Config):
     every_regime: tuple[str, ...] = ("uniform-100",)  # sets with a branch per regime
     algo: str = "dapo_dc"  # RL algorithm, see train_rl.py --list
     rl_prompts: Count = 3000  # problems that RL trains on
-    rl_steps: Count = 144  # batches of rollouts per branch
+    rl_steps: Count = 120  # batches of rollouts per branch
     rl_batch: Count = 128  # prompts per batch, and per round
     rl_rounds: Count = 1  # most rounds, with dynamic sampling
     rl_update: Count = 16  # prompts per optimizer step
     rl_group: Count = 8  # answers per prompt
     rl_lr: Positive = 7e-4  # learning rate of RL
-    rl_points: int = 18  # points of a curve
+    rl_points: int = 15  # points of a curve
     paradigms: tuple[str, ...] = ()  # algorithms to compare at equal compute
     paradigm_flops: Positive = 1e12  # FLOPs of each, its SFT included
     paradigm_seeds: Count = 3  # runs of each
