@@ -45,10 +45,10 @@ class PipelineConfig(config.Config):
     candidates: tuple[str, ...] = ("uniform-100", "uniform-250")  # sets, as difficulty-size
     val: Count = 256  # expert trajectories for the validation loss
     test: Count = 1000  # problems for every score
-    sft_steps: Count = 240  # optimizer steps of SFT
+    sft_steps: Count = 330  # optimizer steps of SFT
     sft_batch: Count = 16  # trajectories per step
     sft_lr: Positive = 1e-3  # learning rate of SFT
-    sft_checkpoints: Count = 8  # checkpoints of an SFT run
+    sft_checkpoints: Count = 11  # checkpoints of an SFT run
     passk: Count = 4  # k of pass@k, beside the validation loss
     every_regime: tuple[str, ...] = ("uniform-100",)  # sets with a branch per regime
     algo: str = "dapo_dc"  # RL algorithm, see train_rl.py --list
