@@ -19,45 +19,47 @@ from nanopcf.run import config
 from nanopcf.run.config import Count, Device, DType, Natural, Positive, Share, Text
 
 PRESETS = Path(__file__).resolve().parent / "configs"
-CONTEXT = 64  # tokens; the tasks' problems and working fit
+CONTEXT = 32  # tokens; the tasks' problems and working fit
 
 
 @dataclass(frozen=True)
 class PipelineConfig(config.Config):
     preset: str = "demo"  # settings to start from
     out: str = ""  # run folder (default: runs/PRESET)
-    task: str = "digits"  # digits or columns (see nanopcf/tasks.py)
+    task: str = "modular"  # modular or equations
     model: str = "0.1M"  # size, or with --data a folder or Org/Name
     data: str = ""  # JSONL of real problems, in place of the task
     test_data: str = ""  # JSONL to score on; needed with --data
     chat: bool = False  # put each prompt into the chat template
     template: Text = "{prompt}"  # text around each prompt
-    max_new_tokens: Count = 32  # longest answer, in tokens
+    max_new_tokens: Count = 16  # longest answer, in tokens
     pack_length: Count = 128  # tokens per packed row, and longest example
     micro_rows: Count = 16  # packed rows per forward pass
     dtype: DType = "auto"  # float32 or bfloat16; auto: bfloat16 on CUDA
-    known: Share = 0.5  # share of facts that the web text gets right
-    corpus: Count = 20000  # web texts to pretrain on
-    base_steps: Count = 500  # optimizer steps of pretraining
+    known: Share = 0.5  # share of facts that all web text gets right
+    corpus: Count = 8000  # web texts to pretrain on
+    base_steps: Count = 1000  # optimizer steps of pretraining
     base_batch: Count = 64  # web texts per step
     base_lr: Positive = 5e-3  # peak learning rate of pretraining
-    pool: Count = 3000  # problems tried per round, to fill the sets
-    candidates: tuple[str, ...] = ("uniform-20", "uniform-60")  # sets, as difficulty-size
+    pool: Count = 2000  # problems tried per round, to fill the sets
+    candidates: tuple[str, ...] = ("uniform-100", "uniform-250")  # sets, as difficulty-size
     val: Count = 256  # expert trajectories for the validation loss
-    test: Count = 512  # problems for every score
-    sft_steps: Count = 240  # optimizer steps of SFT
+    test: Count = 1000  # problems for every score
+    sft_steps: Count = 330  # optimizer steps of SFT
     sft_batch: Count = 16  # trajectories per step
     sft_lr: Positive = 1e-3  # learning rate of SFT
-    sft_checkpoints: Count = 12  # checkpoints of an SFT run
-    passk: Count = 8  # k of pass@k, beside the validation loss
-    every_regime: tuple[str, ...] = ("uniform-20",)  # sets with a branch per regime
+    sft_checkpoints: Count = 11  # checkpoints of an SFT run
+    passk: Count = 4  # k of pass@k, beside the validation loss
+    every_regime: tuple[str, ...] = ("uniform-100",)  # sets with a branch per regime
     algo: str = "dapo_dc"  # RL algorithm, see train_rl.py --list
-    rl_prompts: Count = 128  # problems that RL trains on
-    rl_steps: Count = 100  # batches of rollouts per branch
-    rl_batch: Count = 32  # prompts per batch
+    rl_prompts: Count = 3000  # problems that RL trains on
+    rl_steps: Count = 120  # batches of rollouts per branch
+    rl_batch: Count = 128  # prompts per batch, and per round
+    rl_rounds: Count = 1  # most rounds, with dynamic sampling
+    rl_update: Count = 16  # prompts per optimizer step
     rl_group: Count = 8  # answers per prompt
-    rl_lr: Positive = 5e-4  # learning rate of RL
-    rl_points: int = 14  # points of a curve
+    rl_lr: Positive = 7e-4  # learning rate of RL
+    rl_points: int = 15  # points of a curve
     paradigms: tuple[str, ...] = ()  # algorithms to compare at equal compute
     paradigm_flops: Positive = 1e12  # FLOPs of each, its SFT included
     paradigm_seeds: Count = 3  # runs of each
@@ -114,8 +116,7 @@ from nanopcf.run import files, log, machine
 from nanopcf.run.folder import checkpoints, lock
 from nanopcf.run.stages import Stages, resumable, run_parallel, train_parallel, worker_pool
 from nanopcf.scoring import greedy_answers, score_checkpoint
-from nanopcf.tasks import FAMILIES
-from nanopcf.tokenizer import nano_tokenizer
+from nanopcf.tasks import FAMILIES, nano_tokenizer
 
 # ---- the experiment ----
 
@@ -164,7 +165,7 @@ def run_experiment(c: PipelineConfig, out: Path, device: torch.device, threads: 
     caution = "" if selection["saturated"] else ", still falling at the end of SFT: more --sft-steps may change this"
     log.announce(f"selector: {selection['chosen']} has the lowest validation loss{caution}")
 
-    settings = "algo rl_steps rl_batch rl_group rl_lr rl_points"
+    settings = "algo rl_steps rl_batch rl_rounds rl_update rl_group rl_lr rl_points"
     branches = stages.run("rl", settings, train_branches, data, base, selection, pool)
 
     paradigm_runs = []
@@ -367,8 +368,9 @@ def rl_config(c: PipelineConfig, model: str, data: dict, out: Path) -> train_rl.
         algo=c.algo,
         steps=c.rl_steps,
         prompts=c.rl_batch,
-        update_prompts=c.rl_batch,
+        update_prompts=c.rl_update,
         round_prompts=c.rl_batch,
+        max_rounds=c.rl_rounds,
         group=c.rl_group,
         lr=c.rl_lr,
         eval_every=max(1, round(c.rl_steps / c.rl_points)),

@@ -30,7 +30,7 @@ from nanopcf import checkpoint
 from nanopcf.model import Transformer
 from nanopcf.run import machine
 from nanopcf.sampler import Sampler
-from nanopcf.tokenizer import nano_tokenizer
+from nanopcf.tokenizer import word_tokenizer
 
 
 def work(vocab: int, prompts: int, seed: int = 0) -> tuple[list[list[int]], list[int]]:
@@ -80,7 +80,7 @@ def theirs(model: Transformer, prompts: list, stop: list, samples: int, new: int
     logging.disable_progress_bar()
     device, dtype = model.head_weight.device, model.head_weight.dtype
     with tempfile.TemporaryDirectory() as folder:
-        checkpoint.save(model, nano_tokenizer(), Path(folder) / "m")
+        checkpoint.save(model, word_tokenizer("0123456789"), Path(folder) / "m")
         peer = AutoModelForCausalLM.from_pretrained(Path(folder) / "m", dtype=dtype).to(device).eval()
     width = max(map(len, prompts))
     ids = torch.tensor([[0] * (width - len(p)) + p for p in prompts for _ in range(samples)], device=device)

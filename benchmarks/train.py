@@ -37,7 +37,7 @@ from nanopcf.optim import Optimizer
 from nanopcf.packing import Sequence, pack
 from nanopcf.run import machine
 from nanopcf.run.folder import read_metrics
-from nanopcf.tokenizer import nano_tokenizer
+from nanopcf.tokenizer import word_tokenizer
 
 DIGITS = "0123456789"
 
@@ -274,7 +274,7 @@ def main() -> None:
     def start(folder: Path, **changed: int) -> str:
         """Write the model to start from; returns its size in words."""
         model = make_model(size, max(512, a.length, a.new_tokens + 32), a.device, torch.float32, **changed)
-        checkpoint.save(model, nano_tokenizer(), folder / "model")
+        checkpoint.save(model, word_tokenizer("0123456789"), folder / "model")
         return f"{model.parameter_count():,} parameters, {str(a.dtype).removeprefix('torch.')}"
 
     with tempfile.TemporaryDirectory() as name:

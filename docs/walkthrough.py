@@ -24,10 +24,10 @@ from nanopcf.optim import Optimizer
 from nanopcf.packing import Sequence, pack, token_logprobs, trained_hidden
 from nanopcf.rollouts import Problem
 from nanopcf.sampler import Sampler
-from nanopcf.tokenizer import nano_tokenizer
+from nanopcf.tokenizer import word_tokenizer
 
-TOKENIZER = nano_tokenizer()
-PROMPT, ANSWER = "7+8=", "5"
+TOKENIZER = word_tokenizer("0123456789+-*=_")  # one token per word, and the end token
+PROMPT, ANSWER = "7 + 8 =", "5"
 LR = 0.01
 WORD, CHANNEL = "5", 0  # the one weight that is followed: the head's row of this word, at this channel
 
@@ -124,8 +124,8 @@ def rl_step() -> str:
     ids = TOKENIZER.encode(PROMPT)
     return f"""## 1. One step of RL
 
-The algorithm is `{c.algo}` ([algorithms.md](algorithms.md)). The problem is `{PROMPT}` and its answer `{ANSWER}`, modulo 10 as in the nano tasks. {function("TextTokenizer.encode", "nanopcf/tokenizer.py")} turns the prompt into the ids
-{ids}, one per character.
+The algorithm is `{c.algo}` ([algorithms.md](algorithms.md)). The problem is `{PROMPT}` and its answer `{ANSWER}`, modulo 10. {function("TextTokenizer.encode", "nanopcf/tokenizer.py")} turns the prompt into the ids
+{ids}, one per word.
 
 **Roll out.** {function("roll_out", "nanopcf/rollouts.py")} asks {function("Sampler.generate", "nanopcf/sampler.py")} for a group of four responses of at most {c.max_new_tokens} tokens.
 **Judge.** {function("verify", "nanopcf/rewards.py")} compares each with the answer, and {function("group_advantages", "nanopcf/objectives.py")} normalises the rewards within the
@@ -158,7 +158,7 @@ The gradient is their sum, {gradient:+.4f}.
 def sft_row() -> str:
     """A packed row of two examples, its log-probs and its loss, as train_sft.py has it."""
     model = tiny_model()
-    prompt, other = TOKENIZER.encode(PROMPT), TOKENIZER.encode("1+1=")
+    prompt, other = TOKENIZER.encode(PROMPT), TOKENIZER.encode("1 + 1 =")
     sequences = [
         Sequence([*prompt, *TOKENIZER.encode_answer(ANSWER)], len(prompt)),
         Sequence([*other, *TOKENIZER.encode_answer("2")], len(other)),
@@ -184,7 +184,7 @@ def sft_row() -> str:
     losses = [f"{-x:.4f}" for x in logprobs.tolist()]
     return f"""## 2. A row of SFT
 
-Two examples, `{PROMPT}{ANSWER}` and `1+1=2`, packed into one row by {function("pack", "nanopcf/packing.py")}. A position predicts its target; a dot is not
+Two examples, `{PROMPT} {ANSWER}` and `1 + 1 = 2`, packed into one row by {function("pack", "nanopcf/packing.py")}. A position predicts its target; a dot is not
 trained. The end token is a target like any other, the prompt is not.
 
 {table(shown[0], shown[1:])}
@@ -199,7 +199,7 @@ gets the sum over the targets of (p({word(v)}) - (1 if the target is {word(v)} e
 def head_tile() -> str:
     """One token's logits in tiles, and how the tiles' numbers combine, as kernels/gpu/logprob.py does it."""
     model = tiny_model()
-    sequence = Sequence([*TOKENIZER.encode(PROMPT), *TOKENIZER.encode_answer(ANSWER)], len(PROMPT))
+    sequence = Sequence([*TOKENIZER.encode(PROMPT), *TOKENIZER.encode_answer(ANSWER)], 4)
     hidden, targets = trained_hidden(model, pack([sequence], 8))
     x, y = hidden[:1].detach(), targets[:1]
     tiles = (x @ model.head_weight.detach().T).view(-1, 4)  # (4 tiles, 4 words): of 16 words

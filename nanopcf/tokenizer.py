@@ -1,4 +1,4 @@
-"""From text to token ids and back: a thin wrapper of Hugging Face's `tokenizers`, and the nano tasks' tokenizer.
+"""From text to token ids and back: a thin wrapper of Hugging Face's `tokenizers`.
 
 A prompt and its trajectory are encoded *apart* and then joined as ids. Encoded as one text, a token could span the end
 of the prompt and the start of the trajectory, and the boundary between what is given and what is trained would move.
@@ -7,13 +7,13 @@ The end token is part of the answer: `encode_answer` appends it, so that the mod
 Left out: training a tokenizer; and padding, because sequences are packed by their lengths.
 """
 
+from collections.abc import Iterable
 from pathlib import Path
 
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 from nanopcf.interop.turns import with_begin, without_end
 
-NANO_ALPHABET = "0123456789+-*= "
 END = "<end>"
 
 
@@ -53,9 +53,9 @@ class TextTokenizer:
         """The ids of the text alone, no begin or end token. Raises ValueError when the vocabulary cannot spell it."""
         try:
             return self.tokenizer.encode(text, add_special_tokens=False).ids
-        except Exception as error:  # for a symbol without a token the library raises a bare Exception
+        except Exception as error:  # for a word without a token the library raises a bare Exception
             vocabulary = self.tokenizer.get_vocab()
-            unknown = "".join(sorted({symbol for symbol in text if symbol not in vocabulary}))
+            unknown = " ".join(sorted({word for word in text.split() if word not in vocabulary}))
             raise ValueError(f"tokenizer: can't spell {unknown!r} in {text[:60]!r}") from error
 
     def encode_prompt(self, text: str) -> list[int]:
@@ -86,11 +86,9 @@ class TextTokenizer:
         path.write_text(self.tokenizer.to_str(pretty=True), encoding="utf-8")
 
 
-def nano_tokenizer() -> TextTokenizer:
-    """One token per character of the nano tasks' alphabet, and the end token: a vocabulary of 16."""
-    vocabulary = {symbol: i for i, symbol in enumerate([*NANO_ALPHABET, END])}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), behavior="isolated")
-    tokenizer.decoder = decoders.Fuse()
+def word_tokenizer(words: Iterable[str]) -> TextTokenizer:
+    """One token per word, and the end token. The words of a text stand between single spaces."""
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate([*words, END])}))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.add_special_tokens([END])
     return TextTokenizer(tokenizer)

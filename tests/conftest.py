@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # the three scripts at the top, also when only the packages are installed
@@ -20,12 +21,11 @@ sys.path.insert(0, str(ROOT))  # the three scripts at the top, also when only th
 import train_rl  # noqa: E402
 import train_sft  # noqa: E402
 from nanopcf import checkpoint  # noqa: E402
-from nanopcf.data import write_jsonl  # noqa: E402
+from nanopcf.data import Example, write_jsonl  # noqa: E402
 from nanopcf.model import ModelConfig, Transformer  # noqa: E402
 from nanopcf.run import log, machine  # noqa: E402
 from nanopcf.run.folder import checkpoints  # noqa: E402
-from nanopcf.tasks import make_examples  # noqa: E402
-from nanopcf.tokenizer import nano_tokenizer  # noqa: E402
+from nanopcf.tokenizer import END, TextTokenizer  # noqa: E402
 
 if not torch.cuda.is_available():
     # Triton's own functions are made for the interpreter, or not, when triton is first imported. Later the variable
@@ -58,6 +58,23 @@ def nothing_said():
     log.announce_once.cache_clear()
 
 
+def character_tokenizer() -> TextTokenizer:
+    """One token per character of small sums, and the end token: a vocabulary of 16."""
+    vocabulary = {symbol: i for i, symbol in enumerate([*"0123456789+-*= ", END])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), behavior="isolated")
+    tokenizer.decoder = decoders.Fuse()
+    tokenizer.add_special_tokens([END])
+    return TextTokenizer(tokenizer)
+
+
+def sums(count: int, seed: int) -> list[Example]:
+    """Different problems that the characters can spell: "12+7=", worked as "7+12=19"."""
+    rng = np.random.default_rng(seed)
+    pairs = [divmod(int(i), 100) for i in rng.choice(10_000, count, replace=False)]
+    return [Example(f"{a}+{b}=", f"{b}+{a}={a + b}", f"{a + b}") for a, b in pairs]
+
+
 @pytest.fixture
 def tiny_config() -> ModelConfig:
     return ModelConfig(vocab_size=16, width=32, layers=2, heads=4, kv_heads=2, mlp_width=48, max_length=64)
@@ -76,14 +93,14 @@ def model(tiny_config) -> Transformer:
 
 @pytest.fixture
 def model_dir(model, tmp_path) -> Path:
-    checkpoint.save(model, nano_tokenizer(), tmp_path / "model")
+    checkpoint.save(model, character_tokenizer(), tmp_path / "model")
     return tmp_path / "model"
 
 
 @pytest.fixture
 def sft(model_dir, tmp_path) -> train_sft.SFTConfig:
-    write_jsonl(tmp_path / "train.jsonl", make_examples("digits", 40, 0))
-    write_jsonl(tmp_path / "val.jsonl", make_examples("digits", 10, 1))
+    write_jsonl(tmp_path / "train.jsonl", sums(40, 0))
+    write_jsonl(tmp_path / "val.jsonl", sums(10, 1))
     return train_sft.SFTConfig(
         model=str(model_dir),
         train=str(tmp_path / "train.jsonl"),
@@ -125,7 +142,7 @@ def init_dir(tmp_path) -> str:
     init = Transformer(ModelConfig(vocab_size=16, width=32, heads=2, kv_heads=1, mlp_width=64, max_length=16))
     with torch.no_grad():
         init.embedding.weight.mul_(0.2)  # the head too
-    checkpoint.save(init, nano_tokenizer(), tmp_path / "init")
+    checkpoint.save(init, character_tokenizer(), tmp_path / "init")
     return str(tmp_path / "init")
 
 
@@ -135,7 +152,7 @@ def folder(tmp_path):
     model = Transformer(
         ModelConfig(vocab_size=16, width=16, layers=1, heads=2, kv_heads=1, mlp_width=24, max_length=32)
     )
-    checkpoint.save(model, nano_tokenizer(), tmp_path / "m")
+    checkpoint.save(model, character_tokenizer(), tmp_path / "m")
     return tmp_path / "m"
 
 
@@ -197,8 +214,8 @@ def command(script: str, model_dir: Path, tmp_path: Path, out: Path, steps: int 
     flags = dict(model=model_dir, out=out, steps=steps, checkpoint_every=1, device="cpu", threads=1)
     if script == "train_sft.py":
         if not (tmp_path / "train.jsonl").exists():
-            write_jsonl(tmp_path / "train.jsonl", make_examples("digits", 40, 0))
-            write_jsonl(tmp_path / "val.jsonl", make_examples("digits", 10, 1))
+            write_jsonl(tmp_path / "train.jsonl", sums(40, 0))
+            write_jsonl(tmp_path / "val.jsonl", sums(10, 1))
         flags |= dict(train=tmp_path / "train.jsonl", val=tmp_path / "val.jsonl", batch=8)
     else:
         rows = [{"prompt": p, "trajectory": a, "answer": a} for p, a in zip("+-*=", "0123", strict=True)]

@@ -201,7 +201,7 @@ def test_a_module_is_named_as_it_is_started():
             ["train_sft.py", "--model", "nowhere", "--train", "t", "--val", "v", "--out", "o"],
             "nowhere: no such model folder",
         ),
-        (["pipeline.py", "--task", "digit"], "did you mean digits?"),
+        (["pipeline.py", "--task", "modula"], "did you mean modular?"),
         (["pipeline.py", "--candidates", "medium-3"], "should be like uniform-240"),
         (["pipeline.py", "--steps", "a"], "no flag --steps"),
         (["pipeline.py", "--sft-steps", "many"], "invalid int value: 'many'"),

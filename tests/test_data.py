@@ -4,14 +4,14 @@ import json
 
 import numpy as np
 import pytest
+from conftest import character_tokenizer
 
 from nanopcf.data import batch_indices, encode_examples, read_examples, write_jsonl
 from nanopcf.tasks import make_examples
-from nanopcf.tokenizer import nano_tokenizer
 
 
 def test_jsonl_round_trip(tmp_path):
-    examples = make_examples("columns", 20, seed=0)
+    examples = make_examples("modular", 20, seed=0)
     write_jsonl(tmp_path / "x.jsonl", examples)
     assert read_examples(tmp_path / "x.jsonl", need=("prompt", "trajectory", "answer")) == examples
 
@@ -64,7 +64,7 @@ def test_long_examples_are_refused_by_line_or_dropped_and_counted(tmp_path, caps
     ]
     path = tmp_path / "x.jsonl"
     path.write_text("\n".join(map(json.dumps, rows)))
-    examples, tokenizer = read_examples(path), nano_tokenizer()
+    examples, tokenizer = read_examples(path), character_tokenizer()
     with pytest.raises(ValueError, match=r"F, line 2: 25 tokens, at most 10 fit; --drop-long"):
         encode_examples(examples, tokenizer, 10, "F")
     kept = encode_examples(examples, tokenizer, 10, "F", drop=True)

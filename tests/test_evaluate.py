@@ -6,12 +6,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import run_script, write_rows
+from conftest import character_tokenizer, run_script, write_rows
 
 from nanopcf import checkpoint, evaluate, scoring
 from nanopcf.data import Format, read_examples
 from nanopcf.rewards import verify
-from nanopcf.tokenizer import nano_tokenizer
 
 
 @pytest.fixture
@@ -108,7 +107,7 @@ def test_a_broken_model_gets_no_score(value, c, model, tmp_path):
     with torch.no_grad():
         model.blocks[0].mlp.down.weight[0, 0] = value
         model.blocks[1].mlp.down.weight.mul_(value if value == 3e38 else 1)
-    checkpoint.save(model, nano_tokenizer(), tmp_path / "broken")
+    checkpoint.save(model, character_tokenizer(), tmp_path / "broken")
     model_dir = str(tmp_path / "broken")
     with pytest.raises(ValueError, match=r"blocks\.0\.mlp\.down\.weight holds|log-probs are not finite"):
         evaluate.main(replace(c, model=model_dir))

@@ -307,9 +307,9 @@ def test_a_broken_training_state_is_named(name, content, model, tmp_path):
 
 
 def save(model: torch.nn.Module, tmp_path: Path) -> Path:
-    from nanopcf.tokenizer import nano_tokenizer
+    from conftest import character_tokenizer
 
-    checkpoint.save(model, nano_tokenizer(), tmp_path / "model")
+    checkpoint.save(model, character_tokenizer(), tmp_path / "model")
     return tmp_path / "model"
 
 

@@ -5,12 +5,11 @@ import json
 
 import pytest
 import torch
-from conftest import change
+from conftest import change, character_tokenizer
 from safetensors.torch import load_file, save_file
 
 from nanopcf import checkpoint
 from nanopcf.model import ModelConfig, rope_frequencies
-from nanopcf.tokenizer import nano_tokenizer
 
 SIZES = dict(
     vocab_size=60,
@@ -38,7 +37,7 @@ CONFIGS = {
 
 
 def add_tokenizer(folder) -> None:
-    nano_tokenizer().save(folder / "tokenizer.json")
+    character_tokenizer().save(folder / "tokenizer.json")
     (folder / "tokenizer_config.json").write_text('{"eos_token": {"content": "<end>"}}')
 
 

@@ -4,10 +4,10 @@ import math
 
 import pytest
 import torch
+from conftest import character_tokenizer
 
 from nanopcf import checkpoint
 from nanopcf.model import KVCache, ModelConfig, Transformer
-from nanopcf.tokenizer import nano_tokenizer
 
 
 def reference_forward(model: Transformer, tokens: list[int]) -> torch.Tensor:
@@ -128,7 +128,7 @@ def test_save_and_load_gives_the_same_hidden_states(options, tmp_path):
     with torch.no_grad():
         for p in model.parameters():
             p.add_(torch.randn_like(p) * 0.1)
-    checkpoint.save(model, nano_tokenizer(), tmp_path / "m")
+    checkpoint.save(model, character_tokenizer(), tmp_path / "m")
     loaded, tokenizer = checkpoint.load(tmp_path / "m")
     tokens = torch.randint(0, 16, (2, 12))
     assert torch.equal(loaded(tokens), model(tokens))
@@ -161,7 +161,7 @@ def test_logits_equal_those_of_transformers(tmp_path):
         with torch.no_grad():
             for p in model.parameters():
                 p.add_(torch.randn_like(p) * 0.2)
-        checkpoint.save(model, nano_tokenizer(), tmp_path / "m")
+        checkpoint.save(model, character_tokenizer(), tmp_path / "m")
         theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "m")
         tokens = torch.randint(0, 16, (2, 12))
         torch.testing.assert_close(model.logits(model(tokens)), theirs(tokens).logits, rtol=1e-4, atol=1e-4)

@@ -7,10 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, TIMED, write_rows
+from conftest import ROOT, TIMED, sums, write_rows
 from safetensors.torch import load_file
-
-from nanopcf.tasks import make_examples
 
 
 def script(*arguments: str, processes: int = 1) -> subprocess.CompletedProcess:
@@ -35,7 +33,7 @@ def same_weights(a: Path, b: Path) -> float:
 def files(tmp_path):
     paths = []
     for i, name in enumerate(("train", "val")):
-        rows = [dict(prompt=e.prompt, trajectory=e.trajectory, answer=e.answer) for e in make_examples("digits", 24, i)]
+        rows = [dict(prompt=e.prompt, trajectory=e.trajectory, answer=e.answer) for e in sums(24, i)]
         paths.append(write_rows(tmp_path / f"{name}.jsonl", rows))
     return paths
 

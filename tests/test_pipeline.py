@@ -4,12 +4,12 @@ import json
 from dataclasses import replace
 
 import pytest
+from conftest import sums
 
 import pipeline
 from nanopcf import evaluate, report
 from nanopcf.data import read_examples, write_jsonl
 from nanopcf.run import config, machine
-from nanopcf.tasks import make_examples
 
 TOY = pipeline.PipelineConfig(
     preset="tiny",
@@ -93,7 +93,7 @@ def test_pipeline_end_to_end_and_its_cache(tmp_path, capfd):
 def test_a_given_model_on_given_problems(tmp_path, model_dir):
     """--data: no pretraining, the file cut into disjoint parts, the given model as base; the test file's problems left
     out."""
-    train, test = make_examples("digits", 90, 3), make_examples("digits", 12, 4)
+    train, test = sums(90, 3), sums(12, 4)
     write_jsonl(tmp_path / "train.jsonl", [*train, test[0]])
     write_jsonl(tmp_path / "test.jsonl", test)
     c = replace(

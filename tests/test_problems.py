@@ -4,10 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
+from conftest import character_tokenizer
 
 from nanopcf.data import Format, read_examples, write_jsonl
 from nanopcf.rewards import verify
-from nanopcf.tokenizer import nano_tokenizer
 
 USER, SAYS = {"role": "user", "content": "6+7?"}, {"role": "assistant", "content": "It is 13."}
 
@@ -262,7 +262,7 @@ def test_messages_stay_a_chat_and_survive_a_file(tmp_path):
     assert list(e.messages) == said and e.prompt == "Be brief.\n\n1+1=" and e.line == 2
     write_jsonl(tmp_path / "again.jsonl", [e])
     assert read_examples(tmp_path / "again.jsonl") == [e]
-    tokenizer = nano_tokenizer()
+    tokenizer = character_tokenizer()
     tokenizer.chat_template = (
         "{% for m in messages %}{{ m['content'] | length }}-{% endfor %}{{ messages[-1]['content'] }}"
     )

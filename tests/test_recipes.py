@@ -5,7 +5,7 @@ from dataclasses import fields
 
 import pytest
 import torch
-from conftest import write_rows
+from conftest import character_tokenizer, write_rows
 
 import train_rl
 from nanopcf.model import ModelConfig, Transformer
@@ -14,10 +14,9 @@ from nanopcf.optim import Optimizer
 from nanopcf.rollouts import Problem
 from nanopcf.run.folder import read_metrics
 from nanopcf.sampler import Sampler
-from nanopcf.tokenizer import nano_tokenizer
 from nanopcf.tools.recipes import recipe_table, with_choices
 
-TOKENIZER = nano_tokenizer()
+TOKENIZER = character_tokenizer()
 # other values of the choices that are numbers or switches, the extreme ones among them
 NUMBERS = dict(
     gate=(-1, 1, 99), dynamic_sampling=("true", "false"), clip_low=(0, "inf"), clip_high=(0, "inf"), ratio_cap=(0.5, "inf"),

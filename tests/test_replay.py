@@ -5,14 +5,13 @@ import math
 
 import pytest
 import torch
-from conftest import command, run_script
+from conftest import character_tokenizer, command, run_script
 
 import train_rl
 from nanopcf.optim import Optimizer
 from nanopcf.packing import Sequence, pack
 from nanopcf.run import config
 from nanopcf.run.folder import checkpoints
-from nanopcf.tokenizer import nano_tokenizer
 from nanopcf.tools import replay
 
 
@@ -21,7 +20,7 @@ def test_a_number_gone_wrong_is_replayed_to_the_module_and_the_gradients(model, 
         model.blocks[1].mlp.down.weight[3, 5] = float("nan")
     rows = pack([Sequence([1, 2, 3, 4, 5], 2), Sequence([6, 7, 8], 1)], 5)
     with pytest.raises(ValueError, match=r"step 7: the loss is nan; .*python -m nanopcf.tools.replay"):
-        replay.stop(tmp_path, "step 7: the loss is nan", model, nano_tokenizer(), rows)
+        replay.stop(tmp_path, "step 7: the loss is nan", model, character_tokenizer(), rows)
     seen = replay.replay(tmp_path / "not-finite", torch.device("cpu"))
     assert seen["module"] == "blocks.1.mlp.down" and math.isnan(seen["gradient_norm"])
     assert "blocks.1.mlp.down.weight" in seen["gradients"] and len(seen["rows"]) == 2

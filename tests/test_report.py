@@ -70,7 +70,7 @@ def made_up() -> dict:
     return dict(
         seed=0,
         preset="demo",
-        task="digits",
+        task="modular",
         flags={"test": 50},
         problems=2000,
         base=dict(p_0=0.1, parameters=1000, pretrain_loss=1.0),

@@ -5,14 +5,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+from conftest import character_tokenizer
 
 from nanopcf import flops
 from nanopcf.objectives import RECIPES
 from nanopcf.rollouts import Group, Problem, Rollout, prefix_share, roll_out, step_flops
 from nanopcf.sampler import Sampler
-from nanopcf.tokenizer import nano_tokenizer
 
-TOKENIZER = nano_tokenizer()
+TOKENIZER = character_tokenizer()
 EXPERT = TOKENIZER.encode_answer("7+8=15")
 PROBLEMS = [Problem(TOKENIZER.encode("7+8="), "15", EXPERT), Problem(TOKENIZER.encode("1+1="), "2", EXPERT)]
 

@@ -2,7 +2,8 @@
 
 import json
 
-from nanopcf.tokenizer import nano_tokenizer
+from conftest import character_tokenizer
+
 from nanopcf.tools.show import show
 
 
@@ -14,4 +15,4 @@ def test_show_marks_what_is_trained(model_dir, tmp_path):
     command = ["-m", "nanopcf.tools.show", "--model", str(model_dir), "--data", str(path)]
     done = run_script(*command)
     assert done.stdout == "1·+·1·=[[2·<end>]]\n" and "(4 tokens given, 2 trained)" in done.stderr
-    assert show(nano_tokenizer(), [1, 2, 3], 1, colour=True) == "1\x1b[32m2·3\x1b[0m"
+    assert show(character_tokenizer(), [1, 2, 3], 1, colour=True) == "1\x1b[32m2·3\x1b[0m"

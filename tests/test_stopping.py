@@ -5,15 +5,14 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import write_rows
+from conftest import character_tokenizer, write_rows
 
 import train_rl
 from nanopcf import evaluate
 from nanopcf.sampler import Sampler
 from nanopcf.stopping import StopStrings
-from nanopcf.tokenizer import nano_tokenizer
 
-TOKENIZER = nano_tokenizer()
+TOKENIZER = character_tokenizer()
 
 
 def stops(*strings: str) -> StopStrings:

@@ -3,19 +3,19 @@
 import json
 
 import pytest
-from conftest import change
+from conftest import change, character_tokenizer
 
 from nanopcf import checkpoint
 from nanopcf.data import Example, Format, encode_examples
-from nanopcf.tokenizer import TextTokenizer, nano_tokenizer
+from nanopcf.tokenizer import TextTokenizer, word_tokenizer
 
 
-def test_tokenizer_refuses_what_it_cannot_spell():
-    tokenizer = nano_tokenizer()
-    assert tokenizer.vocab_size == 16
-    assert tokenizer.encode_answer("1=2")[-1] == tokenizer.eos_id
-    with pytest.raises(ValueError, match="can't spell 'x'"):
-        tokenizer.encode("12x4")
+def test_a_tokenizer_of_words():
+    tokenizer = word_tokenizer(["1", "12", "+2", "="])
+    assert tokenizer.vocab_size == 5 and tokenizer.encode("12 +2 =") == [1, 2, 3]
+    assert tokenizer.encode_answer("1") == [0, tokenizer.eos_id] and tokenizer.decode([1, 2, 3, 4]) == "12 +2 ="
+    with pytest.raises(ValueError, match="can't spell '13 x'"):
+        tokenizer.encode("12 x 13 x 1")
 
 
 def test_end_tokens_from_all_three_files(folder):
@@ -263,7 +263,7 @@ def test_thoughts_are_opened_once(opened, trajectory, trained, said, tmp_path, c
 
 
 def test_a_chat_template_runs_no_code():
-    nano = nano_tokenizer()
+    nano = character_tokenizer()
     for attack in (
         "{{ ''.__class__.__mro__[1].__subclasses__() }}",
         "{% for i in range(10**9) %}a{% endfor %}",
@@ -291,11 +291,13 @@ def test_the_begin_token_stands_before_a_plain_prompt_and_survives_a_save(folder
     assert tokenizer.encode_prompt("12") == library.encode("12").ids == [tokenizer.bos_ids[0], *tokenizer.encode("12")]
     checkpoint.save(model, tokenizer, folder.parent / "again")
     again = checkpoint.load(folder.parent / "again")[1]
-    assert again.named["bos_token"] == "=" and again.bos_ids == tokenizer.bos_ids and nano_tokenizer().bos_ids == []
+    assert (
+        again.named["bos_token"] == "=" and again.bos_ids == tokenizer.bos_ids and character_tokenizer().bos_ids == []
+    )
 
 
 def test_templates_are_sandboxed_and_missing_ones_said():
-    tokenizer = nano_tokenizer()
+    tokenizer = character_tokenizer()
     with pytest.raises(ValueError, match="no chat template"):
         tokenizer.chat([])
     for template in (

@@ -5,14 +5,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import last_weights, stop_after
+from conftest import last_weights, stop_after, sums
 from safetensors.torch import load_file
 
 import train_sft
 from nanopcf import flops
 from nanopcf.packing import Sequence, pack
 from nanopcf.run.folder import checkpoints, read_metrics
-from nanopcf.tasks import make_examples
 
 
 def test_sft_loss_is_the_mean_over_answer_tokens_of_unpacked_sequences(model):
@@ -54,7 +53,7 @@ def test_sft_resume_is_bit_identical(sft, tmp_path, monkeypatch):
 
 def test_compute_and_seed(sft, tmp_path, model):
     table = train_sft.main(sft)
-    tokens = np.mean([len(e.prompt + e.trajectory) + 1 for e in make_examples("digits", 40, 0)])
+    tokens = np.mean([len(e.prompt + e.trajectory) + 1 for e in sums(40, 0)])
     assert table[-1]["x_sft"] == pytest.approx(6 * flops.sft_step(model.config, 8, tokens))
     other = train_sft.main(replace(sft, out=str(tmp_path / "other"), seed=1))
     assert other[0]["val_loss"] == table[0]["val_loss"]  # the seed doesn't touch the model it starts from

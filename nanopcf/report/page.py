@@ -250,7 +250,8 @@ def claims_section(report: dict) -> str:
     else:
         caution = (
             "One seed of a nano model: read this as a check of the machinery. Built into the task: an expert "
-            "trajectory teaches exactly the facts that stand in it, which favours larger and longer sets."
+            "trajectory teaches exactly the facts that stand in it, which favours larger and longer sets; and RL can't "
+            "find facts that the base model's web text never states rightly."
         )
     return f"""<h2>What the paper claims, and what this run shows</h2>
 {table(["claim", "this run", "evidence"], rows)}
