@@ -92,6 +92,8 @@ def test_claims_follow_the_ceilings(made_up):
     before = copy.deepcopy(made_up)
     judged = report.judge(made_up)
     assert made_up == before and report.judge(judged) == judged  # pure, and stable
+    assert judged["answer"].startswith("RL from step 10 of uniform-800 can reach 90.0 [")
+    assert "from the base model it can reach 30.0 [" in judged["answer"] and "probability of 0.00." in judged["answer"]
     assert verdicts(judged, "pure RL") == "shown"
     assert verdicts(judged, "pure SFT") == "shown"
     assert verdicts(judged, "adaptive") == "not resolved"  # that branch still rises and has no upper bound
@@ -107,6 +109,17 @@ def test_claims_follow_the_ceilings(made_up):
     judged = report.judge(made_up)
     # losses of 0.2, 0.5 and 0.6 now go with ceilings of 70, 90 and 95
     assert {verdicts(judged, w) for w in ("pure RL", "pure SFT", "Scale", "validation loss")} == {"not shown"}
+
+
+def test_what_would_settle_a_ceiling(made_up):
+    """A curve that ends at its C_mid, with B = 1.5: less than 4 points of 40 are left at 4.3 C_mid, by hand."""
+    made_up["branches"][-1] = branch("uniform-800", 10, "stable", 0.3, 0.7, 1.0)
+    judged = report.judge(made_up)
+    by_hand = 1e9 * (0.4 / 0.04 - 1) ** (1 / 1.5)
+    assert by_hand < judged["branches"][-1]["settled_at"] < 6 * by_hand  # more, to be 95 % sure
+    assert "can reach more than" in judged["answer"] and "times its compute would settle how high" in judged["answer"]
+    made_up["branches"][-1]["out_of_signal"] = True
+    assert "more or other prompts would tell" in report.judge(made_up)["answer"]
 
 
 def test_few_problems_resolve_nothing(made_up):

@@ -11,7 +11,7 @@ from nanopcf.report import paradigms
 from nanopcf.report.agreement import agreement, agreement_of_draws
 from nanopcf.report.ceilings import fit_ceiling
 from nanopcf.report.check import check
-from nanopcf.report.claims import judge_claims
+from nanopcf.report.claims import answer, judge_claims
 from nanopcf.report.text import label
 from nanopcf.run import log
 
@@ -92,7 +92,8 @@ def judge(report: dict) -> dict:
     judged = report | {"branches": branches, "selector": selector}
     rows = paradigms.summarise(report.get("paradigm_runs") or [], problems)
     judged |= {"problems": problems, "paradigms": rows}
-    return judged | {"claims": judge_claims(judged, draws) + paradigms.judge_claims(rows, problems)}
+    claims = judge_claims(judged, draws) + paradigms.judge_claims(rows, problems)
+    return judged | {"answer": answer(judged, draws), "claims": claims}
 
 
 def sample_pairs(examples: list[Example], before: list[tuple[str, bool]], after: list[tuple[str, bool]]) -> list[dict]:

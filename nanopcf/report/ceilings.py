@@ -25,19 +25,20 @@ def fit_ceiling(
     the ceiling of those prompts, and not of the policy; fit_status keeps what the curve alone would say.
 
     If `identified`, a_post is the ceiling and pl_rl the plasticity. If not, both are lower bounds: a_post is the low
-    end of the 90 % interval. Fewer than 4 points after the start have no fit, and the verdict "too few points". Raises
-    ValueError for what cannot be a curve.
+    end of the 90 % interval, and settled_at the RL compute that would probably identify the ceiling. Fewer than 4
+    points after the start have no fit, and the verdict "too few points". Raises ValueError for what cannot be a curve.
     """
     rng, rl = np.random.default_rng(seed), [p for p in points if p["x"] != 0]
     names = ("c_mid", "b", "epsilon", "law", "rmse_fit", "rmse_heldout")
     if len(rl) < 4:
         best = max([p_sft, *(p["score"] for p in rl)])
         low, high = float(max(0.0, best - 1.645 * sampling_error(best, problems))), 1.0
-        fields, status, identified = dict.fromkeys(names), "too few points", False
+        fields, status, identified = dict.fromkeys((*names, "settled_at")), "too few points", False
         draws = rng.uniform(low, high, DRAWS)
     else:
         fit = ceiling.fit([p["x"] for p in rl], [p["score"] for p in rl], p_sft, max_score=1.0)
         fields, (low, high) = {name: getattr(fit, name) for name in names}, fit.interval
+        fields["settled_at"] = None if fit.identified else settled_at(fit, rl[-1]["x"])
         status, identified = fit.status, fit.identified and not out_of_signal
         if status == "not sigmoidal":  # no law fits, so the ceiling can lie anywhere above the low end
             draws = rng.uniform(low, 1.0, DRAWS)
@@ -58,6 +59,14 @@ def fit_ceiling(
         "fit_status": status,
         "identified": identified,
     }, draws
+
+
+def settled_at(fit: ceiling.CeilingFit, spent: float) -> float | None:
+    """The RL compute at which the curve would be saturated, if it goes on like its draws; None beyond 30 times spent."""
+    x = np.geomspace(spent, 30 * spent, 100)
+    left = np.quantile(fit.draws.a_post[:, None] - fit.draws.law(x), 0.95, axis=0)  # (100,)
+    enough = np.flatnonzero(left < ceiling.LEFT * fit.max_score)
+    return float(x[enough[0]]) if len(enough) else None
 
 
 def sampling_error(score: np.ndarray | float, problems: int) -> np.ndarray | float:

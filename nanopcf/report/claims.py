@@ -52,6 +52,35 @@ def entry(claim: str, probability: float, evidence: str) -> dict:
     return {"claim": claim, "verdict": verdict(probability), "probability": probability, "evidence": evidence}
 
 
+def answer(report: dict, draws: Draws) -> str:
+    """The question of the run in a sentence: how high can RL from the chosen start go, and is another set better?"""
+    branches = {(branch["dataset"], branch["sft_step"]): branch for branch in report["branches"]}
+    starts = [(row["name"], row["recommended_step"]) for row in report["selector"]["ranking"]]
+    chosen = next(start for start in starts if start[0] == report["selector"]["chosen"])
+    text = f"RL from step {chosen[1]} of {chosen[0]} {reach(branches[chosen])}"
+    base = next((branch for key, branch in branches.items() if key[0] == "base"), None)
+    if base:
+        text += f"; from the base model it {reach(base)}"
+    if len(starts) > 1:
+        others = np.max([draws[start] for start in starts if start != chosen], axis=0)  # (R,)
+        better = probability_above(others, draws[chosen])
+        text += f". That another of the {len(starts)} sets has a higher ceiling has a probability of {better:.2f}"
+    return text + "."
+
+
+def reach(branch: dict) -> str:
+    """How high a branch can go; and where its curve does not tell, what would."""
+    if branch["identified"]:
+        return f"can reach {ceiling_text(branch)}"
+    if branch["status"] == "out of signal":
+        more = "no prompt was left to learn from: more or other prompts would tell"
+    elif branch["settled_at"] is None:
+        more = "30 times its compute might not settle how high"
+    else:
+        more = f"some {branch['settled_at'] / branch['curve'][-1]['x']:.1f} times its compute would settle how high"
+    return f"can reach more than {percent(branch['a_post'])} ({more})"
+
+
 # ---- RQ1: SFT-then-RL against either alone ----
 
 

@@ -5,6 +5,7 @@ escaped: a model may write anything. Each section of the page is one function, w
 """
 
 import base64
+import textwrap
 from collections.abc import Collection
 from html import escape
 
@@ -30,6 +31,7 @@ def terminal_table(report: dict) -> str:
         f"selector: {selector['chosen']} has the lowest validation loss of {len(selector['ranking'])} sets",
         f"{agreement_text(selector)}, of loss and P_sft {correlation(selector['spearman_p_sft'])}",
         f"the paper's claims: {', '.join(counts)} in this run",
+        *textwrap.wrap(report["answer"], 100),
     ]
     return "\n".join(lines)
 
@@ -151,20 +153,10 @@ def head_of_page(report: dict, images: dict[str, bytes]) -> str:
 <html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>nanopcf: {escape(report["preset"])}, seed {report["seed"]}</title><style>{CSS}</style>
 <h1>How high can this model go?</h1>
-<p class="lead">{escape(headline(report))}</p>
+<p class="lead">{escape(report["answer"])}</p>
 <div class="tiles">{tiles_html}</div>
 <p class="note">A {report["base"]["parameters"]:,}-parameter transformer {setting(report)}. Scores are pass@1 in \
 per cent at temperature 0.7, on problems seen in no training stage.</p>{no_figures}"""
-
-
-def headline(report: dict) -> str:
-    top = max(report["branches"], key=lambda branch: branch["best"])
-    if top["dataset"] == "base":
-        route = "Pure RL"
-    else:
-        route = f"RL from step {top['sft_step']} of {top['dataset']} ({top['regime']})"
-    p_0, p_sft, best = percent(report["base"]["p_0"]), percent(top["p_sft"]), percent(top["best"])
-    return f"{route} went furthest: from {p_0} % (base model) over {p_sft} % (after SFT) to {best} %."
 
 
 def setting(report: dict) -> str:
