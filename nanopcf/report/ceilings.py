@@ -62,7 +62,7 @@ def fit_ceiling(
 
 
 def settled_at(fit: ceiling.CeilingFit, spent: float) -> float | None:
-    """The RL compute at which the curve would be saturated, if it goes on like its draws; None beyond 30 times spent."""
+    """The RL compute where the curve would be saturated, if it goes on like its draws; None beyond 30 times spent."""
     x = np.geomspace(spent, 30 * spent, 100)
     left = np.quantile(fit.draws.a_post[:, None] - fit.draws.law(x), 0.95, axis=0)  # (100,)
     enough = np.flatnonzero(left < ceiling.LEFT * fit.max_score)
