@@ -1,6 +1,6 @@
 """Complete a prompt, or talk to a model. The text appears while it is sampled.
 
-python -m nanopcf.generate --model DIR --prompt "47+85*36         ="
+python -m nanopcf.generate --model DIR --prompt "17 *3 +6 _ _ ="
 python -m nanopcf.generate --model DIR --chat            a conversation, one line per turn; Ctrl-D ends it
 """
 
