@@ -12,6 +12,10 @@ from nanopcf.answers.comparing import equal, is_formula
 from nanopcf.answers.finding import bare
 from nanopcf.rewards import verify
 
+NEEDS_MATH_VERIFY = pytest.mark.skipif(
+    not importlib.util.find_spec("math_verify"), reason="math-verify isn't installed"
+)
+
 # By text, number or part by part: without math-verify too.
 EQUAL = [
     ("5", "5.0"),
@@ -80,6 +84,19 @@ EQUAL = [
     (r"\text{(B)}", "B"),
     ("yes", "Yes"),
     ("5:30 PM", r"5\!:\!30 \text{ PM}"),
+    ("12,34,567", "1234567"),
+    ("5.000.000", "5000000"),
+    ("1_000", "1000"),
+    ("6:00 PM", "6 PM"),
+    ("no", "No"),
+    ("TRUE", "true"),
+    (r"\ln(e^2)", "2"),
+    ("S_{ABC}=7", "7"),
+    ("P(A)=1/2", r"\frac12"),
+    (r"\text{Area} = 12", "12"),
+    ("|AB|=7", "7"),
+    ("f^{-1}(2)=7", "7"),
+    ("6*7+30=72", "72"),
 ]
 DIFFERENT = [
     ("5", "6"),
@@ -130,6 +147,12 @@ DIFFERENT = [
     ("1e5", "5"),
     ("0.33", "1/3.1"),
     ("np.arcsin(0)", "0"),
+    ("1/0", "2/0"),
+    ("g(x)=x+1", "f(x)=x+1"),
+    ("A. or B", "A"),
+    ("A. B. C. D.", "A"),
+    ("(A) (B)", "A"),
+    ("5.000", "5000"),
 ]
 # What math-verify tells. Where it isn't installed they count as different.
 BY_VALUE = [
@@ -179,6 +202,44 @@ CHEATS = [
     (r"x_1+x_2", r"x_1-x_2"),
     (r"v_{a}", r"v_{b}"),
     ("your answer", "72"),
+    # large numbers that agree in many digits
+    ("2^{1007}+1", "2^{1007}-1"),
+    ("2^{100}", "2^{100}-1"),
+    ("100!", "100!+1"),
+    (r"\frac{2^{100}+1}{3}", r"\frac{2^{100}-1}{3}"),
+    ("9^9^9", "9^9^9+1"),
+    (r"2^{100}\pi", r"(2^{100}+1)\pi"),
+    # equations that say something of x, but not what it is
+    ("x+1=7", "7"),
+    ("-x=7", "7"),
+    ("x/2=7", "7"),
+    (r"\sqrt{x}=7", "7"),
+    (r"\ln x=7", "7"),
+    ("xy=7", "7"),
+    ("x(x+1)=7", "7"),
+    ("|x|=7", "7"),
+    (r"\sin x=0", "0"),
+    ("1+1=7", "7"),
+    ("3+5=7", "7"),
+    # computations
+    (r"\sqrt{47^2 \cdot 36^2}", "1692"),
+    (r"\ln(e^{47*36})", "1692"),
+    (r"\sqrt{(3+4)^2}", "7"),
+    (r"\log_{2}(128)", "7"),
+    # words that change a number
+    ("7 million", "7"),
+    ("7 thousand", "7"),
+    ("7 dozen", "7"),
+    ("7 squared", "7"),
+    (r"7\text{k}", "7"),
+    (r"7\text{ times } x", "7"),
+    (r"7 \text{ is wrong}", "7"),
+    ("minus 7", "7"),
+    ("negative 7", "7"),
+    ("not 7", "7"),
+    ("less than 7", "7"),
+    ("7_8", "7"),
+    ("111_2", "111"),
 ]
 
 
@@ -195,7 +256,8 @@ def test_different(a, b):
 
 @pytest.mark.parametrize(("said", "gold"), CHEATS)
 def test_cheats(said, gold):
-    assert verify(rf"\boxed{{{said}}}", gold) == 0
+    response = rf"\boxed{{{said}}}"
+    assert verify(response, gold) == verify(response, gold, strict=True) == 0
 
 
 @pytest.mark.parametrize(("a", "b"), BY_VALUE)
@@ -217,11 +279,13 @@ def test_formulas_by_value(a, b):
         ("90", "90 degrees"),
         ("4210", "4210_7"),
         ("0.333", r"\frac{1}{3}"),
-        ("approximately 72 days", "72"),
+        pytest.param("3.142", r"\pi", marks=NEEDS_MATH_VERIFY),
+        pytest.param("1.414", r"\sqrt2", marks=NEEDS_MATH_VERIFY),
     ],
 )
 def test_what_only_a_lenient_verifier_takes(said, gold):
-    assert equal(said, gold) and not equal(said, gold, strict=True)
+    response = rf"\boxed{{{said}}}"
+    assert verify(response, gold) == 1 and verify(response, gold, strict=True) == 0
 
 
 @pytest.mark.parametrize(
