@@ -234,7 +234,7 @@ NAMES = "|".join(
         rf"m?\\(?:angle|triangle)(?:{POINT}){{1,3}}|\\(?:overline|overrightarrow|vec|bar|hat)\{{[A-Za-z]{{1,2}}\}}",
         rf"(?:[A-Zf-hpqruvy]|\\(?:{'|'.join(GREEK)}))(?:_\w|'{{1,3}}|\^\{{-1\}})?\([^()=+*/^]{{1,20}}\)",  # f(2), P(A)
         rf"\({SYMBOL}(?:,{SYMBOL}){{1,9}}\)",  # (x, y)
-        r"[A-Z]?[a-z]{3,40}",  # total cost
+        rf"(?!{spelling.FUNCTIONS.replace(' ', '|')}|sqrt)[A-Z]?[a-z]{{4,40}}",  # cost
     ]
 )
 NAMES = re.compile(NAMES)

@@ -127,5 +127,5 @@ def after_prompt(trajectory: str, prompt_end: str) -> str:
         return said.removeprefix(tag).removeprefix(space)
     thinks = OPENS_THOUGHTS.fullmatch(tag)  # another tag may open the answer itself
     if thinks and trajectory and not CLOSES_THOUGHTS.search(trajectory):
-        log.announce_once(f"the prompt ends with {tag}, and some trajectories don't close the thoughts")
+        log.announce_once(f"the prompt ends with {tag}, and some trajectories don't close it")
     return trajectory
