@@ -145,6 +145,8 @@ def same(said: str, gold: str, how: How) -> bool:
     said, gold = said.strip(), gold.strip()
     if SIGN.search(gold):  # +x is x
         said, gold = said.removeprefix("+"), gold.removeprefix("+")
+    if "." in gold and (comma := re.fullmatch(r"(-?\d{1,9}),(\d{1,2}|\d{4,9})", said)):  # 2,74 for 2.74
+        said = f"{comma[1]}.{comma[2]}"
     ours, theirs = read_number(said), read_number(gold)
     if ours and theirs:
         return numbers.equal_numbers(ours, theirs, how.strict)
@@ -195,9 +197,13 @@ def without_name(parts: list[str]) -> list[str]:
 def in_any_order(ours: list[str], theirs: list[str], how: How) -> bool:
     if len(ours) != len(theirs) or len(ours) > 50:
         return False
-    left = list(theirs)
-    ours = sorted(ours, key=lambda part: part not in left)  # what is equal as text first: it asks nobody
-    for part in ours:
+    left, rest = list(theirs), []
+    for part in ours:  # what is the same text first: it asks no questions
+        if part in left:
+            left.remove(part)
+        else:
+            rest.append(part)
+    for part in rest:
         match = next((g for g in left if same(part, g, how)), None)
         if match is None:
             return False
@@ -230,6 +236,7 @@ SYMBOL = rf"(?:[A-Za-z]|\\(?:{'|'.join(GREEK)}))(?:_\w|_\{{[^{{}}]{{1,20}}\}})?'
 NAMES = "|".join(
     [
         SYMBOL,
+        r"(?:\\frac\{)?[A-Z][\w'{}]{0,12}(?:\}\{|[:/])[A-Z][\w'{}]{0,12}",  # AB:BC, a ratio
         rf"(?:{POINT}){{1,4}}|\|{POINT}{POINT}\|",  # AB and |AB|
         rf"m?\\(?:angle|triangle)(?:{POINT}){{1,3}}|\\(?:overline|overrightarrow|vec|bar|hat)\{{[A-Za-z]{{1,2}}\}}",
         rf"(?:[A-Zf-hpqruvy]|\\(?:{'|'.join(GREEK)}))(?:_\w|'{{1,3}}|\^\{{-1\}})?\([^()=+*/^]{{1,20}}\)",  # f(2), P(A)
@@ -285,9 +292,6 @@ def same_relation(ours: list[str], theirs: list[str], how: How) -> bool:
     ours, theirs = ([t] if len(sides) > 1 and (t := interval(sides)) else sides for sides in (ours, theirs))
     for sides in (ours, theirs):
         # "x = 5" for "5", and "5" for "x = 5": what stands before the last sign is a name for the answer.
-        first, last = read_number(sides[0]), read_number(sides[-1])
-        if first and last and first.share != last.share:  # 5 = 12
-            return False
         if not set(sides[1::2]) <= {"=", "\\in", "\\approx"} or not all(is_name(n, sides[-1]) for n in sides[:-1:2]):
             return False
     return same(ours[-1], theirs[-1], how)
@@ -430,7 +434,10 @@ def letters(text: str) -> set[str]:
 def is_formula(gold: str) -> bool:
     """Does it hold a part that only math-verify compares by value?"""
     plain = tidy(gold)
-    if read_number(plain) or is_words(plain) or re.fullmatch(r"\(?[A-J]\)?", squeeze(plain)):
+    sides = split(plain, RELATION)
+    if len(sides) > 1:  # x = 5 and x < 5 are compared side by side
+        return any(is_formula(side) for side in sides[::2])
+    if read_number(plain) or is_words(plain) or re.fullmatch(rf"\([A-J]\)|{SYMBOL}", squeeze(plain)):
         return False
     plain = re.sub(
         r"\\frac\{-?\d+\}\{\d+\}|\\(?:infty|cup|emptyset|[{}\\])|\\(?:begin|end)\{\w+\}|«[^»]*»| degrees", " ", plain
