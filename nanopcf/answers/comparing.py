@@ -3,7 +3,8 @@
 `equal` tidies both answers and takes them apart: lists and sets (any order), tuples, intervals and matrices (cell by
 cell), equations ("x = 5" answers "5"). A part that both write as a plain number is compared exactly, and words are
 compared as text. For a right answer that is a plain number only a plain number counts, since "47 * 36" computes
-nothing. Only two formulas without names, relations or commas go to math-verify: it can be cheated with the others.
+nothing. Two formulas with the same letters are asked of math-verify, and so are two equations or inequalities. Nothing
+else is: it can be cheated with commas, words and names, and takes the letters R and r for one.
 """
 
 import re
@@ -152,8 +153,8 @@ def same(said: str, gold: str, how: How) -> bool:
         return numbers.equal_numbers(ours, theirs, how.strict)
     if squeeze(said) == squeeze(gold):
         return True
-    if is_words(gold):
-        return words(said) == words(gold) if is_words(said) else False
+    if is_words(gold) or squeeze(said).lower() in YES_OR_NO:
+        return is_words(said) and is_words(gold) and words(said) == words(gold)
     lists = [members(t) for t in (said, gold)]
     if max(map(len, lists)) > 1:
         return same_list(said, gold, *lists, how)
@@ -283,6 +284,8 @@ def same_relation(ours: list[str], theirs: list[str], how: How) -> bool:
     ours, theirs = ([p.strip() for p in sides] for sides in (ours, theirs))
     if ours[1::2] == theirs[1::2] and len(ours) != 3:  # every side of a chain counts
         return all(same(a, b, how) for a, b in zip(ours[::2], theirs[::2], strict=True))
+    if not how.strict and ours[1:2] == ["\\approx"] and not letters(ours[0]) and read_number(theirs[-1]):
+        ours = ours[-1:]  # \sqrt{2} \approx 1.414 for 1.414
     ours, theirs = (plain_relation(sides) for sides in (ours, theirs))
     if len(ours) == len(theirs) == 3:
         return same_sides(ours, theirs, how)

@@ -1,4 +1,5 @@
-"""One spelling for what LaTeX and people write in several ways. Nothing here changes what an answer means.
+"""One spelling for what LaTeX and people write in several ways. It leaves out what rarely means anything: bold
+letters (\\mathbf{x} is x), which currency it is, a text beyond 2,000 characters.
 
 `tidy` gives the text that numbers, lists and formulas are read from. Words, which LaTeX puts into \\text{...}, stand
 there between the marks « and », and the sign of a currency is ＄, apart from the $ that encloses formulas. `squeeze`
