@@ -236,7 +236,7 @@ POINT = r"[A-Z](?:_\w|_\{\w{1,5}\})?'{0,2}"  # A, A_1, A'
 SYMBOL = rf"(?:[A-Za-z]|\\(?:{'|'.join(GREEK)}))(?:_\w|_\{{[^{{}}]{{1,20}}\}})?'{{0,3}}"  # x, x_1, \alpha, f'
 NAMES = "|".join(
     [
-        SYMBOL,
+        rf"(?:\\Delta)?{SYMBOL}",
         r"(?:\\frac\{)?[A-Z][\w'{}]{0,12}(?:\}\{|[:/])[A-Z][\w'{}]{0,12}",  # AB:BC, a ratio
         rf"(?:{POINT}){{1,4}}|\|{POINT}{POINT}\|",  # AB and |AB|
         rf"m?\\(?:angle|triangle)(?:{POINT}){{1,3}}|\\(?:overline|overrightarrow|vec|bar|hat)\{{[A-Za-z]{{1,2}}\}}",
@@ -397,7 +397,7 @@ SIGN = re.compile(r"[A-Za-z\\^+*/!|]|\d\s?-")  # what a formula has: "15 12 04" 
 
 
 # Towers of powers, and factorials of thousands: no answer, and nobody can compute them.
-TOO_LARGE = re.compile(r"\^[^-+*/^]{0,20}\^[^-+*/^]{0,20}\^|\^\s?\{?-?\d{5}|\d{4}\s?!|!\s?[)}]?\s?!")
+TOO_LARGE = re.compile(r"\^[\s{(]{0,3}\w{1,20}\s?\^[\s{(]{0,3}\w{1,20}\s?\^|\^\s?\{?-?\d{5}|\d{4}\s?!|!\s?[)}]?\s?!")
 
 
 def formulas(*texts: str) -> bool:
