@@ -80,7 +80,7 @@ def roll_out(
     """One group per problem. What is sampled depends on `seed` and the problem's place in the round (`places`) alone.
 
     group: G, rollouts per prompt where no expert takes a place; progress: share of the run that is done, 0 to 1, for
-    the length of prefixes.
+    the length of prefixes; decode: (prompt, response), both as ids, -> the text to judge.
     """
 
     def judged(problem: Problem, completion: Completion, prefix: Sequence[int] = ()) -> Rollout:

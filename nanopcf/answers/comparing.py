@@ -242,17 +242,18 @@ NAMES = "|".join(
         rf"m?\\(?:angle|triangle)(?:{POINT}){{1,3}}|\\(?:overline|overrightarrow|vec|bar|hat)\{{[A-Za-z]{{1,2}}\}}",
         rf"(?:[A-Zf-hpqruvy]|\\(?:{'|'.join(GREEK)}))(?:_\w|'{{1,3}}|\^\{{-1\}})?\([^()=+*/^]{{1,20}}\)",  # f(2), P(A)
         rf"\({SYMBOL}(?:,{SYMBOL}){{1,9}}\)",  # (x, y)
-        rf"(?!{spelling.FUNCTIONS.replace(' ', '|')}|sqrt)[A-Z]?[a-z]{{4,40}}",  # cost
     ]
 )
 NAMES = re.compile(NAMES)
+FUNCTION_OF = re.compile(rf"(?:{spelling.FUNCTIONS.replace(' ', '|')}|sqrt)[xyz]")
 SUM = re.compile(r"-?\d[\d.,]{0,20}(?:[-+*/]\d[\d.,]{0,20}){1,20}")
 
 
 def is_name(side: str, value: str) -> bool:
     """May `side` stand before "=" and the answer `value`? A name, or a computation with this result: 30 + 42 = 72."""
-    if "«" in side or len(side.split()) > 1:
-        side = re.sub(r"«\s?[A-Za-z ]{4,60}\s?»|\b[A-Za-z]{4,20} (?:[a-z]{2,20}\s?){1,6}", "area ", side)
+    words = re.sub("[«»]", " ", side).split()
+    if words and all(re.fullmatch("[A-Za-z]{2,20}", word) for word in words) and max(map(len, words)) > 3:  # total cost
+        return not any(numbers.changes_number(word) or FUNCTION_OF.fullmatch(word) for word in words)
     side = squeeze(side)
     if NAMES.fullmatch(side):
         return True

@@ -24,9 +24,11 @@ NUMBER = re.compile(
     rf"|(?P<decimal>{DIGITS}))"
 )
 # Words that change a number, or say something about it: none of them is a unit.
-NO_UNITS = set(
-    "hundred thousand million billion trillion dozen score k bn mln squared cubed times plus minus over mod modulo factorial is "
-    "isn't are was not no wrong incorrect right and or but maybe if than less more fewer least most to below above".split()
+CHANGING = set(
+    "hundred thousand lakh million crore billion trillion dozen gross score k bn mln half halves third fifth tenth "
+    "hundredth twice squared cubed times multiplied divided plus minus negative over mod modulo factorial choose is isn't "
+    "are was not no wrong incorrect right and or but maybe if than less more fewer greater smaller least most to below "
+    "above".split()
 )
 UNIT_PART = re.compile(r"[^\W\d_]{1,30}|[%＄]|\^\s?\{?-?\d\}?|[/*.]|\S")  # of "cm^2", "miles per hour", "kg*m/s^2"
 
@@ -142,7 +144,7 @@ def read_unit(text: str, currency: bool) -> str | None:
     if len(parts) > 8 or not all(re.match(r"[^\W\d_]|[%＄^/*.]", part) for part in parts):
         return None
     words = [measure(part) for part in parts if part != "."]
-    if not words or any(part.lower() in NO_UNITS for part in parts if part != "K"):
+    if not words or any(map(changes_number, parts)):
         return None
     first = parts[0]
     known = (len(first) > 1 and words[0] in MEASURES.values()) or first in ("%", "＄", "per")
@@ -150,6 +152,11 @@ def read_unit(text: str, currency: bool) -> str | None:
     if not (marked or known or apart) or (marked and first in "^/*"):
         return None
     return "＄" if currency and set(words) == {"＄"} else " ".join(words)
+
+
+def changes_number(word: str) -> bool:
+    lower = word.lower()
+    return word != "K" and (lower in CHANGING or lower.removesuffix("s") in CHANGING)  # K: kelvin
 
 
 def measure(word: str) -> str:
