@@ -138,7 +138,7 @@ def collect(
             [problems[indices[i]] for i in own],
             places=own,
             group=c.group,
-            decode=StopStrings(c.stop, tokenizer.decode).text,
+            decode=StopStrings(c.stop, tokenizer.decode).response,
             max_new_tokens=c.max_new_tokens,
             temperature=c.temperature,
             stop_ids=tokenizer.stop_ids,

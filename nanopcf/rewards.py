@@ -7,11 +7,11 @@ text     Is it the right one in another spelling? \\dfrac12 is \\frac{1}{2}, $x$
 number   Or the same number? 1,234.50 is 1234.5, 3 1/2 is 3.5, 50 % is 0.5: compared exactly, as fractions.
 
 Lists, sets, pairs and equations are compared part by part. What is neither text nor number is a formula, and goes to
-math-verify where that is installed (the extra `math`), in a process that is killed after a second. Nothing that a model
+math-verify where that is installed (the extra `math`), in a process that gives up after a second. Nothing that a model
 wrote is ever run as code. A right answer that is a number takes a number only: "47 * 36" has computed nothing.
 
-A strict verifier takes an answer only where the response marks it as one, and wants units to agree. A lenient one (the
-default) also takes the last number of prose, a unit that is left out, and a decimal of the fraction that it rounds.
+A strict verifier doesn't look for a last number in prose, wants units to agree, and rounds nothing. A lenient one (the
+default) takes such a number, an answer without its unit, and a decimal of three places for the value that it rounds.
 
 Left out: partial credit, and a reward for the format of a response. The paper has neither.
 """
@@ -31,7 +31,7 @@ def verify(response: str, answer: str, strict: bool = False) -> float:
 def final_answer(response: str, strict: bool = False) -> str:
     """The answer that a response gives, as it is written there; "" when there is none. Never raises.
 
-    Thoughts don't count: what stands in <think>...</think>, or in thoughts without an end. Then the first of these:
+    Thoughts, as in <think>...</think>, don't count, nor do those without an end. Then the first of these:
         the last <answer>...</answer>           "<answer>42</answer>"           -> 42
         the last box; one cut off is no answer  "so \\boxed{42}"                 -> 42     two as one list are a list
         what follows the last "####"            "6 * 7 = 42\\n#### 42"           -> 42     as in GSM8K

@@ -74,24 +74,24 @@ def prefix_share(progress: float, uniform: float) -> float:
 
 def roll_out(
     sampler: Sampler, recipe: Recipe, problems: list[Problem], *, places: Sequence[int], group: int,
-    decode: Callable[[list[int]], str], max_new_tokens: int, temperature: float, stop_ids: set[int] | list[int],
+    decode: Callable[[list[int], list[int]], str], max_new_tokens: int, temperature: float, stop_ids: set[int] | list[int],
     seed: tuple[int, int], progress: float,
 ) -> list[Group]:  # fmt: skip
     """One group per problem. What is sampled depends on `seed` and the problem's place in the round (`places`) alone.
 
     group: G, rollouts per prompt where no expert takes a place; progress: share of the run that is done, 0 to 1, for
-    the length of prefixes.
+    the length of prefixes; decode: (prompt, response), both as ids, -> the text to judge.
     """
 
     def judged(problem: Problem, completion: Completion, prefix: Sequence[int] = ()) -> Rollout:
         tokens = [*prefix, *completion.tokens]
         logprobs = [0.0] * len(prefix) + completion.logprobs
-        correct = verify(decode(tokens), problem.answer)
+        correct = verify(decode(problem.prompt, tokens), problem.answer)
         return Rollout(tokens, logprobs, len(prefix), correct, completion.finish_reason == "length")
 
     def expert_rollout(problem: Problem) -> Rollout:
         # An expert can be wrong: the verifier decides, as for any other response.
-        tokens, correct = problem.expert, verify(decode(problem.expert), problem.answer)
+        tokens, correct = problem.expert, verify(decode(problem.prompt, problem.expert), problem.answer)
         return Rollout(tokens, [0.0] * len(tokens), len(tokens), correct, truncated=False)
 
     # 1. The policy's own responses. An expert alone leaves no place for them, an expert in the group takes one.

@@ -34,11 +34,15 @@ def complete(
     judge: Callable[[str, str], float] = verify,
     stop: tuple[str, ...] = (),
 ) -> tuple[np.ndarray, list[str]]:
-    """(correct [problems, samples] of 0/1, responses as text, problem by problem). `stop`: strings that end one."""
+    """(correct [problems, samples] of 0/1, responses as text, problem by problem).
+
+    stop: strings that end a response. A response begins with the tag of the thoughts that its prompt has opened.
+    """
     stops = StopStrings(stop, tokenizer.decode)
     sampler = Sampler(model, slots=slots, max_length=model.config.max_length, stop=stops)
+    prompts = [format.prompt(e, tokenizer) for e in examples]
     completions = sampler.generate(
-        [format.prompt(e, tokenizer) for e in examples],
+        prompts,
         n=samples,
         max_new_tokens=max_new_tokens,
         temperature=temperature,
@@ -48,7 +52,7 @@ def complete(
         places=places,
     )
     check_finite(completions)
-    texts = [stops.text(c.tokens) for c in completions]
+    texts = [stops.response(prompts[c.prompt_index], c.tokens) for c in completions]
     correct = [judge(text, examples[c.prompt_index].answer) for text, c in zip(texts, completions, strict=True)]
     return np.array(correct).reshape(len(examples), samples), texts
 

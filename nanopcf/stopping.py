@@ -6,6 +6,9 @@ whether the newest tokens of a sequence, as text, hold one of the strings.
 
 from collections.abc import Callable
 
+from nanopcf.answers.finding import opened_thoughts
+
+PROMPT_END = 24  # tokens in which a tag at the end of a prompt is looked for
 EXTRA = 16  # tokens beside those of the string: the sampler asks after every eighth step on a GPU
 
 
@@ -35,6 +38,10 @@ class StopStrings:
             text = self.decode(tokens[:middle])
             few, enough = (few, middle) if any(s in text for s in self.strings) else (middle, enough)
         return enough
+
+    def response(self, prompt: list[int], tokens: list[int]) -> str:
+        """The text to judge: after the tag, if the prompt ends with one that opens the thoughts."""
+        return opened_thoughts(self.decode(prompt[-PROMPT_END:])) + self.text(tokens)
 
     def text(self, tokens: list[int]) -> str:
         """The response without the string that ended it; a closing tag, such as </answer>, stays."""

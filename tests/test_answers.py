@@ -12,6 +12,10 @@ from nanopcf.answers.comparing import equal, is_formula
 from nanopcf.answers.finding import bare
 from nanopcf.rewards import verify
 
+NEEDS_MATH_VERIFY = pytest.mark.skipif(
+    not importlib.util.find_spec("math_verify"), reason="math-verify isn't installed"
+)
+
 # By text, number or part by part: without math-verify too.
 EQUAL = [
     ("5", "5.0"),
@@ -80,6 +84,20 @@ EQUAL = [
     (r"\text{(B)}", "B"),
     ("yes", "Yes"),
     ("5:30 PM", r"5\!:\!30 \text{ PM}"),
+    ("12,34,567", "1234567"),
+    ("5.000.000", "5000000"),
+    ("1_000", "1000"),
+    ("6:00 PM", "6 PM"),
+    ("no", "No"),
+    ("TRUE", "true"),
+    (r"\ln(e^2)", "2"),
+    ("S_{ABC}=7", "7"),
+    ("P(A)=1/2", r"\frac12"),
+    (r"\text{Area} = 12", "12"),
+    ("expected value = 12", "12"),
+    ("|AB|=7", "7"),
+    ("f^{-1}(2)=7", "7"),
+    ("6*7+30=72", "72"),
 ]
 DIFFERENT = [
     ("5", "6"),
@@ -130,6 +148,13 @@ DIFFERENT = [
     ("1e5", "5"),
     ("0.33", "1/3.1"),
     ("np.arcsin(0)", "0"),
+    ("1/0", "2/0"),
+    ("g(x)=x+1", "f(x)=x+1"),
+    ("no", "on"),
+    ("A. or B", "A"),
+    ("A. B. C. D.", "A"),
+    ("(A) (B)", "A"),
+    ("5.000", "5000"),
 ]
 # What math-verify tells. Where it isn't installed they count as different.
 BY_VALUE = [
@@ -138,7 +163,8 @@ BY_VALUE = [
     (r"(x+1)^2", r"x^2+2x+1"),
     (r"\sqrt{8}", r"2\sqrt{2}"),
     (r"\pi/2", r"\frac{\pi}{2}"),
-    (r"2^6 3^5", "2^6 * 3^5"),
+    (r"2^6 3^5 5^4", "2^6 * 3^5 * 5^4"),
+    (r"\Delta p = -\frac{\hbar \omega}{c}", r"-\frac{\omega \hbar}{c}"),
     (r"\sin(x)^2", r"\sin^2 x"),
     (r"\sin 2x", r"\sin(2x)"),
     (r"\log_2 3", r"\frac{\ln 3}{\ln 2}"),
@@ -179,6 +205,48 @@ CHEATS = [
     (r"x_1+x_2", r"x_1-x_2"),
     (r"v_{a}", r"v_{b}"),
     ("your answer", "72"),
+    # large numbers that agree in many digits
+    ("2^{1007}+1", "2^{1007}-1"),
+    ("2^{100}", "2^{100}-1"),
+    ("100!", "100!+1"),
+    (r"\frac{2^{100}+1}{3}", r"\frac{2^{100}-1}{3}"),
+    ("9^9^9", "9^9^9+1"),
+    (r"2^{100}\pi", r"(2^{100}+1)\pi"),
+    # equations that say something of x, but not what it is
+    ("x+1=7", "7"),
+    ("-x=7", "7"),
+    ("x/2=7", "7"),
+    (r"\sqrt{x}=7", "7"),
+    (r"\ln x=7", "7"),
+    ("xy=7", "7"),
+    ("x(x+1)=7", "7"),
+    ("three plus four=7", "7"),
+    (r"\text{not } x=7", "7"),
+    ("xyz=7", "7"),
+    ("|x|=7", "7"),
+    (r"\sin x=0", "0"),
+    ("1+1=7", "7"),
+    ("3+5=7", "7"),
+    # computations
+    (r"\sqrt{47^2 \cdot 36^2}", "1692"),
+    (r"\ln(e^{47*36})", "1692"),
+    (r"\sqrt{(3+4)^2}", "7"),
+    (r"\log_{2}(128)", "7"),
+    # words that change a number
+    ("7 million", "7"),
+    ("7 thousand", "7"),
+    ("7 dozen", "7"),
+    ("7 hundredths", "7"),
+    ("7 squared", "7"),
+    (r"7\text{k}", "7"),
+    (r"7\text{ times } x", "7"),
+    (r"7 \text{ is wrong}", "7"),
+    ("minus 7", "7"),
+    ("negative 7", "7"),
+    ("not 7", "7"),
+    ("less than 7", "7"),
+    ("7_8", "7"),
+    ("111_2", "111"),
 ]
 
 
@@ -195,7 +263,8 @@ def test_different(a, b):
 
 @pytest.mark.parametrize(("said", "gold"), CHEATS)
 def test_cheats(said, gold):
-    assert verify(rf"\boxed{{{said}}}", gold) == 0
+    response = rf"\boxed{{{said}}}"
+    assert verify(response, gold) == verify(response, gold, strict=True) == 0
 
 
 @pytest.mark.parametrize(("a", "b"), BY_VALUE)
@@ -217,11 +286,14 @@ def test_formulas_by_value(a, b):
         ("90", "90 degrees"),
         ("4210", "4210_7"),
         ("0.333", r"\frac{1}{3}"),
-        ("approximately 72 days", "72"),
+        (r"\sqrt{2} \approx 1.414", "1.414"),
+        pytest.param("3.142", r"\pi", marks=NEEDS_MATH_VERIFY),
+        pytest.param("1.414", r"\sqrt2", marks=NEEDS_MATH_VERIFY),
     ],
 )
 def test_what_only_a_lenient_verifier_takes(said, gold):
-    assert equal(said, gold) and not equal(said, gold, strict=True)
+    response = rf"\boxed{{{said}}}"
+    assert verify(response, gold) == 1 and verify(response, gold, strict=True) == 0
 
 
 @pytest.mark.parametrize(
@@ -275,10 +347,34 @@ def test_which_right_answers_are_formulas():
         "(B)",
         "5 cm",
         r"30^\circ",
+        "no",
+        "a",
+        "x=5",
+        "x<5",
     ]
     formulas = [r"\sqrt{2}", "2n", r"x^2+1", r"\frac{\pi}{4}", r"(1, \sqrt2)", "3+4", r"\log_2 3"]
-    assert not [a for a in plain if is_formula(a) and a != "x"]
+    assert not [a for a in plain if is_formula(a)]
     assert all(map(is_formula, formulas))
+
+
+@pytest.mark.parametrize(("seconds", "most"), [(0.0, 8), (0.9, 3)])
+def test_a_list_asks_few_questions(seconds, most):
+    """Two answers are compared with eight questions and two seconds of math-verify's time at most, whatever a list
+    holds; what is the same text asks nothing."""
+    asked = []
+
+    def by_value(said, gold, how):
+        if how.questions > 0 and how.seconds > 0:
+            asked.append((said, gold))
+            how.questions -= 1
+            how.seconds -= seconds
+        return False
+
+    formulas = [f"{k}x+{k}" for k in range(2, 40)]
+    other = ", ".join(f"{text}+1" for text in formulas)
+    assert not equal(other, ", ".join(formulas), by_value=by_value) and len(asked) == most
+    asked.clear()
+    assert equal(", ".join(reversed(formulas)), ", ".join(formulas), by_value=by_value) and not asked
 
 
 def test_plain_answers_are_quick():

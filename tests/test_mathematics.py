@@ -66,7 +66,6 @@ def test_by_name(stand_in):
 def test_without_the_extra_formulas_count_by_text_and_a_run_says_so(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(mathematics, "installed", lambda: False)
     monkeypatch.setattr(data, "installed", lambda: False)
-    mathematics.by_value.cache_clear()
     with pytest.raises(ValueError, match=r"pip install -e .*math"):
         mathematics.verifier("math-verify")
     assert rewards.verify(r"\boxed{n+n}", "2n") == 0 and rewards.verify(r"\boxed{2 n}", "2n") == 1
@@ -76,7 +75,6 @@ def test_without_the_extra_formulas_count_by_text_and_a_run_says_so(tmp_path, mo
     assert said == f"{file}: 2 of 4 answers are formulas: {mathematics.INSTALL} compares them by value\n"
     data.read_examples(file)  # without a verifier nobody asks
     assert capsys.readouterr().err == ""
-    mathematics.by_value.cache_clear()
 
 
 def test_answers_that_no_response_can_give_are_counted_and_named(tmp_path, capsys):

@@ -29,7 +29,12 @@ DATA = Path(__file__).parents[2] / "shared" / "data"
         (r"\boxed{3} \quad \text{and} \quad \boxed{4}.", "3, 4"),
         (r"Thus $x = \boxed{5}$ or $y = \boxed{6}$", "5, 6"),
         (r"\boxed{3} is wrong, so \boxed{4}.", "4"),
+        ("\\boxed{5}\n\\boxed{5}", "5"),
         # thoughts and tags
+        ("<THINK>so \\boxed{12}</THINK> 7", "7"),
+        ("<thinking>so \\boxed{12}", ""),
+        ("[THINK]so \\boxed{12}[/THINK]\\boxed{7}", "7"),
+        ("<|begin_of_thought|>so \\boxed{12}", ""),
         ("<think>\\boxed{3}?</think>\nThe final answer is 8.", "8"),
         ("<think>maybe \\boxed{12}? no", ""),
         ("and so 5 = 5</think> \\boxed{7}", "7"),
@@ -43,6 +48,7 @@ DATA = Path(__file__).parents[2] / "shared" / "data"
         ("4 + 5 = 9\n#### 9\n\nQuestion: What is 3 + 4?\nAnswer: 7\n#### 7", "9"),
         ("The answer is 9.\n\nQuestion: What is 3 + 4?\nAnswer: 7", "9"),
         ("Question: What is 3 + 4?\nAnswer: 7", "7"),
+        (" 12\n\nQuestion: 2+2?\nAnswer: 4", "12"),
         # announcements: the last and the innermost
         ("The answer is 42. I am sure.", "42"),
         ("The answer is 71. Wait, no. The answer is 72.", "72"),
@@ -61,6 +67,10 @@ DATA = Path(__file__).parents[2] / "shared" / "data"
         ("So 29.\n\n# Answer\n\n29", "29"),
         ("The answer is 72 because 70+2 is 72.", "72"),
         ("The answer is 72, which is even.", "72"),
+        ("The answer is C because water is wet.", "C"),
+        ("The answer is B because it is", "B"),
+        ("The answer is approximately 72 days.", "72 days"),
+        ("The answer to what is asked is 5.", "5"),
         ("The answer is not 71 but 72.", "72"),
         ("The correct choice is (C).", "(C)"),
         ("所以答案是72。", "72"),
@@ -120,7 +130,7 @@ def test_right_answers_are_right_in_every_phrase():
 def test_nothing_thrown_at_it_raises_or_hangs(monkeypatch):
     """Text that blows up a parser, a thousand boxes, broken brackets, random bytes. What math-verify makes of such
     text is in test_mathematics.py."""
-    monkeypatch.setattr(rewards, "by_value", lambda said, gold: False)
+    monkeypatch.setattr(rewards, "by_value", lambda said, gold, how: False)
     hostile = [
         "9^9^9^9^9",
         "((((" * 100 + "1",

@@ -18,7 +18,12 @@ PROBLEMS = [Problem(TOKENIZER.encode("7+8="), "15", EXPERT), Problem(TOKENIZER.e
 
 
 OPTIONS = dict(
-    group=4, decode=TOKENIZER.decode, max_new_tokens=12, temperature=0.7, stop_ids=TOKENIZER.stop_ids, seed=(3, 0)
+    group=4,
+    decode=lambda prompt, tokens: TOKENIZER.decode(tokens),
+    max_new_tokens=12,
+    temperature=0.7,
+    stop_ids=TOKENIZER.stop_ids,
+    seed=(3, 0),
 )
 
 

@@ -9,6 +9,7 @@ from conftest import character_tokenizer, write_rows
 
 import train_rl
 from nanopcf import evaluate
+from nanopcf.rewards import final_answer
 from nanopcf.sampler import Sampler
 from nanopcf.stopping import StopStrings
 
@@ -34,6 +35,23 @@ def test_a_closing_tag_stays():
     tags = StopStrings(("</answer>", "Question:"), lambda tokens: "".join(words[t] for t in tokens))
     assert tags.text([0, 1, 2]) == "<answer>7</answer>" and tags.text([1, 3, 4]) == "7\n"
     assert tags.length([0, 1, 2, 3, 4]) == 3
+
+
+@pytest.mark.parametrize(
+    ("prompt", "response", "judged"),
+    [
+        ("<a><think>\n", "maybe \\boxed{5}", ""),
+        ("<a><think>\n", "maybe \\boxed{4}</think>\\boxed{5}", "5"),
+        ("<a>[THINK]", "maybe \\boxed{5}", ""),
+        ("<a><|begin_of_thought|>", "maybe \\boxed{5}", ""),
+        ("<a><think>\n\n</think>\n\n", "\\boxed{5}", "5"),
+        ("<a><b>", "\\boxed{5}", "5"),
+    ],
+)
+def test_thoughts_that_the_prompt_has_opened(prompt, response, judged):
+    """Without its tag one couldn't tell that a response was cut off within its thoughts."""
+    letters = StopStrings((), lambda tokens: "".join(map(chr, tokens)))
+    assert final_answer(letters.response([*map(ord, prompt)], [*map(ord, response)])) == judged
 
 
 @pytest.mark.parametrize(("slots", "check_every"), [(1, 1), (4, 1), (64, 1), (4, 8)])

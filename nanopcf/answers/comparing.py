@@ -3,12 +3,14 @@
 `equal` tidies both answers and takes them apart: lists and sets (any order), tuples, intervals and matrices (cell by
 cell), equations ("x = 5" answers "5"). A part that both write as a plain number is compared exactly, and words are
 compared as text. For a right answer that is a plain number only a plain number counts, since "47 * 36" computes
-nothing. Only two formulas without names, relations or commas go to math-verify: it can be cheated with the others.
+nothing. Two formulas with the same letters are asked of math-verify, and so are two equations or inequalities. Nothing
+else is: it can be cheated with commas, words and names, and takes the letters R and r for one.
 """
 
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from fractions import Fraction
 
 from nanopcf.answers import numbers, spelling
 from nanopcf.answers.finding import ANNOUNCED, LONGEST, after_mark, bare
@@ -16,16 +18,24 @@ from nanopcf.answers.numbers import read_number
 from nanopcf.answers.spelling import squeeze, tidy
 
 DIGITS = re.compile(r"\d[\d ]*")  # the answers of the nano tasks, for which there is no need to look further
-BY_TEXT: Callable[[str, str], bool] = lambda said, gold: False  # noqa: E731  formulas count by text alone
 
 
-@dataclass(frozen=True)
+@dataclass
 class How:
-    strict: bool  # units must agree
-    by_value: Callable[[str, str], bool]  # compares two formulas in LaTeX: (said, gold) -> are they equal
+    """How two answers are compared, and what that may still cost."""
+
+    strict: bool  # units must agree, and nothing is rounded
+    by_value: Callable[[str, str, "How"], bool]  # compares two formulas in LaTeX: (said, gold, how) -> are they equal
+    questions: int = 8  # for math-verify; a list of n formulas could ask n * n
+    seconds: float = 2.0  # of its time
 
 
-def equal(said: str, gold: str, strict: bool = False, by_value: Callable[[str, str], bool] = BY_TEXT) -> bool:
+def by_text(said: str, gold: str, how: How) -> bool:
+    """Formulas count by text alone, and these two are different texts."""
+    return False
+
+
+def equal(said: str, gold: str, strict: bool = False, by_value: Callable[[str, str, How], bool] = by_text) -> bool:
     """Is the answer `said` the right answer `gold`? Never raises, whatever the two hold."""
     gold = bare(gold)
     if said.strip() == gold != "":
@@ -136,13 +146,15 @@ def same(said: str, gold: str, how: How) -> bool:
     said, gold = said.strip(), gold.strip()
     if SIGN.search(gold):  # +x is x
         said, gold = said.removeprefix("+"), gold.removeprefix("+")
+    if "." in gold and (comma := re.fullmatch(r"(-?\d{1,9}),(\d{1,2}|\d{4,9})", said)):  # 2,74 for 2.74
+        said = f"{comma[1]}.{comma[2]}"
     ours, theirs = read_number(said), read_number(gold)
     if ours and theirs:
         return numbers.equal_numbers(ours, theirs, how.strict)
-    if squeeze(said) == squeeze(gold) or (theirs and decimal_comma(said, gold)):
+    if squeeze(said) == squeeze(gold):
         return True
-    if is_words(gold):
-        return words(said) == words(gold) if is_words(said) else False
+    if is_words(gold) or squeeze(said).lower() in YES_OR_NO:
+        return is_words(said) and is_words(gold) and words(said) == words(gold)
     lists = [members(t) for t in (said, gold)]
     if max(map(len, lists)) > 1:
         return same_list(said, gold, *lists, how)
@@ -162,17 +174,7 @@ def same(said: str, gold: str, how: How) -> bool:
         return [len(r) for r in matrices[0]] == [len(r) for r in matrices[1]] and all(
             same(a, b, how) for p, q in zip(*matrices, strict=True) for a, b in zip(p, q, strict=True)
         )
-    if theirs:  # a plain number: nothing else will do, but for the value of one function, such as \ln(e^2)
-        number = None if how.strict else number_in_words(said)
-        if number is not None:
-            return numbers.equal_numbers(number, theirs, how.strict)
-        return one_function(said) and by_value(said, gold, how)
-    return bool(SIGN.search(gold)) and by_value(said, gold, how)
-
-
-def decimal_comma(said: str, gold: str) -> bool:
-    """1000,99 for 1000.99"""
-    return "." in gold and bool(re.fullmatch(r"-?\d+,\d+", said)) and said.replace(",", ".") == gold
+    return not theirs and bool(SIGN.search(gold)) and same_formula(said, gold, how)  # a plain number takes no formula
 
 
 def same_list(said: str, gold: str, ours: list[str], theirs: list[str], how: How) -> bool:
@@ -196,8 +198,13 @@ def without_name(parts: list[str]) -> list[str]:
 def in_any_order(ours: list[str], theirs: list[str], how: How) -> bool:
     if len(ours) != len(theirs) or len(ours) > 50:
         return False
-    left = list(theirs)
-    for part in ours:
+    left, rest = list(theirs), []
+    for part in ours:  # what is the same text first: it asks no questions
+        if part in left:
+            left.remove(part)
+        else:
+            rest.append(part)
+    for part in rest:
         match = next((g for g in left if same(part, g, how)), None)
         if match is None:
             return False
@@ -219,13 +226,58 @@ def same_brackets(said: str, gold: str, kinds: tuple[str | None, str | None], ho
     return all(same(a, b, how) for a, b in zip(ours, theirs, strict=True))
 
 
-# What stands before "=" as a name for the answer: x, x_1, f(x), AB, (x, y), \angle ABC, f'(2), |AB|, P(A), 30 + 42.
-COMPUTED = re.compile(r"\d\s?[A-Za-z\\]|[A-Za-z)}]\s?\^")  # 2x and x^2 are no names
+KNOWN = set(spelling.FUNCTIONS.split()) | set("frac sqrt pi infty lfloor rfloor lceil rceil binom leq geq".split())
+GREEK = set(
+    "alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu nu xi rho sigma tau upsilon "
+    "phi varphi chi psi omega hbar Gamma Delta Theta Lambda Xi Pi Sigma Phi Psi Omega ell".split()
+)
+
+POINT = r"[A-Z](?:_\w|_\{\w{1,5}\})?'{0,2}"  # A, A_1, A'
+SYMBOL = rf"(?:[A-Za-z]|\\(?:{'|'.join(GREEK)}))(?:_\w|_\{{[^{{}}]{{1,20}}\}})?'{{0,3}}"  # x, x_1, \alpha, f'
+NAMES = "|".join(
+    [
+        rf"(?:\\Delta)?{SYMBOL}",
+        r"(?:\\frac\{)?[A-Z][\w'{}]{0,12}(?:\}\{|[:/])[A-Z][\w'{}]{0,12}",  # AB:BC, a ratio
+        rf"(?:{POINT}){{1,4}}|\|{POINT}{POINT}\|",  # AB and |AB|
+        rf"m?\\(?:angle|triangle)(?:{POINT}){{1,3}}|\\(?:overline|overrightarrow|vec|bar|hat)\{{[A-Za-z]{{1,2}}\}}",
+        rf"(?:[A-Zf-hpqruvy]|\\(?:{'|'.join(GREEK)}))(?:_\w|'{{1,3}}|\^\{{-1\}})?\([^()=+*/^]{{1,20}}\)",  # f(2), P(A)
+        rf"\({SYMBOL}(?:,{SYMBOL}){{1,9}}\)",  # (x, y)
+    ]
+)
+NAMES = re.compile(NAMES)
+FUNCTION_OF = re.compile(rf"(?:{spelling.FUNCTIONS.replace(' ', '|')}|sqrt)[xyz]")
+SUM = re.compile(r"-?\d[\d.,]{0,20}(?:[-+*/]\d[\d.,]{0,20}){1,20}")
 
 
 def is_name(side: str, value: str) -> bool:
-    plain = re.sub(r"_\{?\w{1,3}\}?|\([^()]*\)|\\[a-z]+\s", "", side)
-    return not COMPUTED.search(plain) and (bool(re.search("[A-Za-z]", side)) or not re.search("[A-Za-z]", value))
+    """May `side` stand before "=" and the answer `value`? A name, or a computation with this result: 30 + 42 = 72."""
+    words = re.sub("[«»]", " ", side).split()
+    if words and all(re.fullmatch("[A-Za-z]{2,20}", word) for word in words) and max(map(len, words)) > 3:  # total cost
+        return not any(numbers.changes_number(word) or FUNCTION_OF.fullmatch(word) for word in words)
+    side = squeeze(side)
+    if NAMES.fullmatch(side):
+        return True
+    result, number = computed(side), read_number(value)
+    return result is not None and number is not None and result == number.share
+
+
+def computed(side: str) -> Fraction | None:
+    """The value of sums and products of plain numbers, such as "30+6*7"; None for anything else."""
+    if number := read_number(side):
+        return number.share
+    if not SUM.fullmatch(side):
+        return None
+    total = Fraction(0)
+    try:
+        for term in re.findall(r"[-+]?[^-+]+", side):
+            first, *rest = re.split(r"([*/])", term)
+            value = numbers.exact(first)
+            for sign, factor in zip(rest[::2], rest[1::2], strict=True):
+                value = value * numbers.exact(factor) if sign == "*" else value / numbers.exact(factor)
+            total += value
+    except (ValueError, ZeroDivisionError):
+        return None
+    return total
 
 
 def same_relation(ours: list[str], theirs: list[str], how: How) -> bool:
@@ -233,6 +285,8 @@ def same_relation(ours: list[str], theirs: list[str], how: How) -> bool:
     ours, theirs = ([p.strip() for p in sides] for sides in (ours, theirs))
     if ours[1::2] == theirs[1::2] and len(ours) != 3:  # every side of a chain counts
         return all(same(a, b, how) for a, b in zip(ours[::2], theirs[::2], strict=True))
+    if not how.strict and ours[1:2] == ["\\approx"] and not letters(ours[0]) and read_number(theirs[-1]):
+        ours = ours[-1:]  # \sqrt{2} \approx 1.414 for 1.414
     ours, theirs = (plain_relation(sides) for sides in (ours, theirs))
     if len(ours) == len(theirs) == 3:
         return same_sides(ours, theirs, how)
@@ -242,9 +296,6 @@ def same_relation(ours: list[str], theirs: list[str], how: How) -> bool:
     ours, theirs = ([t] if len(sides) > 1 and (t := interval(sides)) else sides for sides in (ours, theirs))
     for sides in (ours, theirs):
         # "x = 5" for "5", and "5" for "x = 5": what stands before the last sign is a name for the answer.
-        first, last = read_number(sides[0]), read_number(sides[-1])
-        if first and last and first.share != last.share:  # 5 = 12
-            return False
         if not set(sides[1::2]) <= {"=", "\\in", "\\approx"} or not all(is_name(n, sides[-1]) for n in sides[:-1:2]):
             return False
     return same(ours[-1], theirs[-1], how)
@@ -256,7 +307,7 @@ def same_sides(ours: list[str], theirs: list[str], how: How) -> bool:
     if {sign, gold_sign} <= {"=", "\\approx"} or sign == gold_sign:
         if squeeze(left) == squeeze(gold_left):
             return same(right, gold_right, how)
-        if sign == "=" and {squeeze(left), squeeze(gold_left)} <= {"y", "f(x)", "g(x)", "h(x)"}:
+        if sign == "=" and "y" in (names := {squeeze(left), squeeze(gold_left)}) and names <= {"y", "f(x)", "g(x)"}:
             return same(right, gold_right, how)
     if "\\in" in (sign, gold_sign) and sign != gold_sign:  # x \in (1,2) for 1 < x < 2
         return same(interval(ours) or right, interval(theirs) or gold_right, how)
@@ -266,7 +317,7 @@ def same_sides(ours: list[str], theirs: list[str], how: How) -> bool:
     if not {sign, gold_sign} <= {"=", *TURNED}:
         return False
     said, gold = " ".join(ours), " ".join(theirs)
-    return formulas(said, gold) and letters(said) == letters(gold) and how.by_value(said, gold)
+    return formulas(said, gold) and letters(said) == letters(gold) and how.by_value(said, gold, how)
 
 
 def plain_relation(sides: list[str]) -> list[str]:
@@ -301,9 +352,14 @@ def interval(sides: list[str]) -> str:
 # ---- words and choices ----
 
 
+YES_OR_NO = ("yes", "no", "true", "false")
+
+
 def is_words(text: str) -> bool:
     """Words alone, no formula: a word has three letters, or is marked as text, or is written as No and AB are."""
     plain = re.sub(r"[«»]", " ", text)
+    if plain.strip(" .!").lower() in YES_OR_NO:
+        return True
     if not re.fullmatch(r"[A-Za-z' .,!?\-]+", plain):
         return False
     return bool(re.search(r"[A-Za-z]{3}|[A-Z][A-Za-z]", plain) or re.search(r"«[^»]*[A-Za-z]{2}", text))
@@ -312,34 +368,28 @@ def is_words(text: str) -> bool:
 def words(text: str) -> str:
     """Words with small letters, where their capitals mean nothing: "Friday" is friday, but CAB is not cab."""
     found = re.sub(r"[«».!?]", " ", text).split()
+    if len(found) == 1 and found[0].lower() in YES_OR_NO:
+        return found[0].lower()
     if len(found) > 1 and found[0].lower() in ("the", "a", "an"):
         found = found[1:]
-    folded = [w.lower() if re.fullmatch(r"[A-Z]?[a-z',-]{2,}|No|YES|NO|TRUE|FALSE|[A-Z]{5,}", w) else w for w in found]
+    folded = [w.lower() if re.fullmatch(r"[A-Z]?[a-z',-]{2,}|[A-Z]{5,}", w) else w for w in found]
     return " ".join(folded)
 
 
+CHOICE = re.compile(r"\(?\s?([A-Ja-j])\s?(?:\)|[.:](?=\s|$)|$|(?=\s*[).:])|,\s[a-z]|(?=[^\x00-\x7f]))")
+SECOND = re.compile(r"[\s,.;/&)(]{0,6}(?:(?:and|or)\b)?[\s(]{0,3}[A-Ja-j]\s?(?:[.),;/]|$)")
+
+
 def chosen(said: str) -> str:
-    """The letter of a multiple choice, which may stand before its text: "B", "(b)", "B. 12", "(E) 72"."""
-    m = re.match(
-        r"\(?\s?([A-Ja-j])\s?(?:\)|[.:](?=\s|$)|$|(?=\s*[).:])|,\s[a-z]|(?=[^\x00-\x7f]))",
-        re.sub(r"[«»\\{}]|^(?:[Oo]ption|[Cc]hoice)\s", "", said).strip(),
-    )
-    return m[1].upper() if m else ""
-
-
-def number_in_words(said: str) -> numbers.Number | None:
-    """The only number of a text that is words else: "approximately 72 days"."""
-    m = re.fullmatch(r"(?:[A-Za-z]{2,20}[ :,]{1,2}){1,8}(\S.{0,80})", said)
-    return read_number(m[1]) if m else None
+    """The letter of a multiple choice, which may stand before its text: "B", "(b)", "B. 12", "(E) 72". Of two letters
+    neither is chosen: "A. or B"."""
+    said = re.sub(r"[«»\\{}]|^(?:[Oo]ption|[Cc]hoice)\s", "", said).strip()
+    letter = CHOICE.match(said)
+    return letter[1].upper() if letter and not SECOND.match(said, letter.end(1)) else ""
 
 
 # ---- formulas ----
 
-KNOWN = set(spelling.FUNCTIONS.split()) | set("frac sqrt pi infty lfloor rfloor lceil rceil binom leq geq".split())
-GREEK = set(
-    "alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu nu xi rho sigma tau upsilon "
-    "phi varphi chi psi omega hbar Gamma Delta Theta Lambda Xi Pi Sigma Phi Psi Omega ell".split()
-)
 NAMED = r"\\(?:overrightarrow|overline|vec|hat|bar|tilde|widehat)\{[^{}]{1,20}\}|\\mathbb\{[A-Z]\}"
 LETTER = re.compile(rf"(?:{NAMED}|\\([A-Za-z]+)|[A-Za-z])(?:_(?:\{{[^{{}}]{{1,20}}\}}|\w))?'{{0,3}}")
 
@@ -348,7 +398,7 @@ SIGN = re.compile(r"[A-Za-z\\^+*/!|]|\d\s?-")  # what a formula has: "15 12 04" 
 
 
 # Towers of powers, and factorials of thousands: no answer, and nobody can compute them.
-TOO_LARGE = re.compile(r"\^[^-+*/^]{0,20}\^[^-+*/^]{0,20}\^|\^\s?\{?-?\d{5}|\d{4}\s?!|!\s?[)}]?\s?!")
+TOO_LARGE = re.compile(r"\^[\s{(]{0,3}\w{1,20}\s?\^[\s{(]{0,3}\w{1,20}\s?\^|\^\s?\{?-?\d{5}|\d{4}\s?!|!\s?[)}]?\s?!")
 
 
 def formulas(*texts: str) -> bool:
@@ -366,7 +416,7 @@ def formulas(*texts: str) -> bool:
     return True
 
 
-def by_value(said: str, gold: str, how: How) -> bool:
+def same_formula(said: str, gold: str, how: How) -> bool:
     """Two formulas, once their units are off."""
     parts = [re.fullmatch(r"(.*?[^\s«])\s?(«[^«»]*»\s?(?:\^\s?\d)?|%|＄| degrees)?", t) for t in (said, gold)]
     if not all(parts):
@@ -376,7 +426,7 @@ def by_value(said: str, gold: str, how: How) -> bool:
         return False
     if not formulas(said, gold) or letters(said) != letters(gold):
         return False
-    return how.by_value(said.strip("＄ "), gold.strip("＄ "))
+    return how.by_value(said.strip("＄ "), gold.strip("＄ "), how)
 
 
 def letters(text: str) -> set[str]:
@@ -385,17 +435,13 @@ def letters(text: str) -> set[str]:
     return found - {"e", "i"}
 
 
-def one_function(said: str) -> bool:
-    """The value of one function, as "\\ln(e^2)": nothing is left to add or to multiply outside of it."""
-    return bool(
-        re.match(r"-?\s?\\(?:ln|log|lg|sqrt|sin|cos|tan|cot|sec|csc|arc[a-z]+)(?![a-z])", said)
-    ) and not re.search(r"[-+*/!]", "".join(split(said, r"[-+*/!]")[1::2]).removeprefix("-"))
-
-
 def is_formula(gold: str) -> bool:
     """Does it hold a part that only math-verify compares by value?"""
     plain = tidy(gold)
-    if read_number(plain) or is_words(plain) or re.fullmatch(r"\(?[A-J]\)?", squeeze(plain)):
+    sides = split(plain, RELATION)
+    if len(sides) > 1:  # x = 5 and x < 5 are compared side by side
+        return any(is_formula(side) for side in sides[::2])
+    if read_number(plain) or is_words(plain) or re.fullmatch(rf"\([A-J]\)|{SYMBOL}", squeeze(plain)):
         return False
     plain = re.sub(
         r"\\frac\{-?\d+\}\{\d+\}|\\(?:infty|cup|emptyset|[{}\\])|\\(?:begin|end)\{\w+\}|«[^»]*»| degrees", " ", plain

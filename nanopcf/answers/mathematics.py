@@ -3,7 +3,8 @@
 math-verify reads LaTeX with sympy. On an answer that a model made up that can take minutes or gigabytes, and its own
 time limit is a signal, which cannot interrupt a loop in C. So it runs in a process of its own (`worker.py`). A question
 that takes longer than a second is answered with no. Where the process doesn't say so by itself, it is killed, and the
-next question starts a new one.
+next question starts a new one. Two answers get eight questions and two seconds in all, and the question that is under
+way then; the rest of a long list counts as different.
 """
 
 import atexit
@@ -14,11 +15,12 @@ import re
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from functools import cache, lru_cache
 from pathlib import Path
 
-from nanopcf.answers.comparing import KNOWN, LETTER, equal
+from nanopcf.answers.comparing import KNOWN, LETTER, How, equal
 from nanopcf.answers.numbers import read_number
 
 GRACE_S = 1.0  # for the process to give up by itself: a new one needs seconds to start
@@ -80,45 +82,52 @@ class MathVerify:
         clock.cancel()
         return line
 
-    def ask(self, kind: str, said: object, gold: object, places: int = -1) -> bool:
+    def ask(self, kind: str, said: str, gold: str, places: int = -1) -> tuple[bool, float]:
+        """(the reply, the seconds that it took, without those that the process took to start)"""
         with self.lock:
             if self.process is None:
                 self.start()
+            began = time.monotonic()
             with contextlib.suppress(OSError):  # the worker has died
                 self.process.stdin.write(json.dumps([kind, said, gold, places]) + "\n")
                 self.process.stdin.flush()
                 if reply := self.line(self.limit_s + GRACE_S):
-                    return reply == "true\n"
+                    return reply == "true\n", time.monotonic() - began
             self.stop()
             self.killed += 1
-            return False
+            return False, time.monotonic() - began
 
     def __call__(self, response: str, answer: str) -> float:
         # the final answer stands at the end of a response
-        return float(self.ask("whole", response[-20_000:], answer[:2_000]))
+        return float(self.ask("whole", response[-20_000:], answer[:2_000])[0])
 
 
 # ---- formulas by value ----
 
-RELATION = re.compile(r"(\\leq|\\geq|[<>=])")
-
 
 @cache
 def shared() -> MathVerify:
-    """The worker of this process, which `verify` asks; its first question starts it."""
+    """The worker of this process, which `rewards.verify` asks; its first question starts it."""
     return MathVerify()
 
 
-@lru_cache(maxsize=10_000)
-def by_value(said: str, gold: str) -> bool:
-    """Two formulas in tidy LaTeX, or two relations such as y = 2x. False without math-verify."""
-    if not installed():
+def by_value(said: str, gold: str, how: How) -> bool:
+    """Two formulas in tidy LaTeX, or two relations such as y = 2x. False without math-verify, and when `how` has no
+    questions or no time left for this pair of answers."""
+    if not installed() or how.questions <= 0 or how.seconds <= 0:
         return False
-    said, gold = renamed(said, gold)
-    if RELATION.search(gold):
-        return shared().ask("relation", *([p.strip() for p in RELATION.split(t)] for t in (said, gold)))
+    right, seconds = asked(said, gold, rounds=not how.strict)
+    how.questions -= 1
+    how.seconds -= seconds
+    return right
+
+
+@lru_cache(maxsize=10_000)
+def asked(said: str, gold: str, rounds: bool) -> tuple[bool, float]:
+    """(are they equal, the seconds that it took). `rounds`: 1.414 may stand for \\sqrt{2}."""
     decimals = [d for t in (said, gold) if (d := read_number(t)) and d.places > 2]
-    return shared().ask("value", said, gold, decimals[0].places if len(decimals) == 1 else -1)
+    places = decimals[0].places if rounds and len(decimals) == 1 else -1
+    return shared().ask("formula", *renamed(said, gold), places)
 
 
 def renamed(*texts: str) -> list[str]:

@@ -10,7 +10,8 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import NamedTuple
 
-DIGITS = r"(?:\d{1,3}(?:,\d{3}){1,20}|\d{1,3}(?:[ ']\d{3}){1,20}|\d{1,400})(?:\.\d{0,400})?|\.\d{1,400}"
+THOUSANDS = r"\d{1,3}(?:,\d{3}){1,20}|\d{1,3}(?:[ ']\d{3}){1,20}|\d{1,2}(?:,\d\d){1,9},\d{3}"  # the last as in India
+DIGITS = rf"\d{{1,3}}(?:\.\d{{3}}){{2,20}}(?![.\d])|(?:{THOUSANDS}|\d{{1,400}})(?:\.\d{{0,400}})?|\.\d{{1,400}}"
 NUMBER = re.compile(
     rf"(?=[-+ ＄]{{0,4}}[\d\\.])(?P<sign>[-+]?)\s?(?:(?P<currency>＄)\s?(?P<sign2>-?))?(?:"
     rf"(?P<whole>\d{{1,100}})(?P<gap>\s?)\\frac\{{(?P<num>\d{{1,100}})\}}\s?\{{(?P<den>\d{{1,100}})\}}"  # 3\frac{1}{2}
@@ -21,6 +22,13 @@ NUMBER = re.compile(
     rf"|10\s?\^\s?\{{?(?P<power>[-+]?\d{{1,4}})\}}?"
     rf"|(?P<start>\d{{0,50}}\.\d{{0,50}})\\overline\{{(?P<cycle>\d{{1,50}})\}}"  # 0.1\overline{6}
     rf"|(?P<decimal>{DIGITS}))"
+)
+# Words that change a number, or say something about it: none of them is a unit.
+CHANGING = set(
+    "hundred thousand lakh million crore billion trillion dozen gross score k bn mln half halves third fifth tenth "
+    "hundredth twice squared cubed times multiplied divided plus minus negative over mod modulo factorial choose is isn't "
+    "are was not no wrong incorrect right and or but maybe if than less more fewer greater smaller least most to below "
+    "above".split()
 )
 UNIT_PART = re.compile(r"[^\W\d_]{1,30}|[%＄]|\^\s?\{?-?\d\}?|[/*.]|\S")  # of "cm^2", "miles per hour", "kg*m/s^2"
 
@@ -79,7 +87,7 @@ class Number(NamedTuple):
 
 
 def exact(text: str) -> Fraction:
-    return Fraction(re.sub(r"[ ,']", "", text))
+    return Fraction(re.sub(r"[ ,']" if text.count(".") < 2 else r"\.", "", text))  # 5.000.000
 
 
 @lru_cache(maxsize=10_000)
@@ -136,7 +144,7 @@ def read_unit(text: str, currency: bool) -> str | None:
     if len(parts) > 8 or not all(re.match(r"[^\W\d_]|[%＄^/*.]", part) for part in parts):
         return None
     words = [measure(part) for part in parts if part != "."]
-    if not words:
+    if not words or any(map(changes_number, parts)):
         return None
     first = parts[0]
     known = (len(first) > 1 and words[0] in MEASURES.values()) or first in ("%", "＄", "per")
@@ -144,6 +152,11 @@ def read_unit(text: str, currency: bool) -> str | None:
     if not (marked or known or apart) or (marked and first in "^/*"):
         return None
     return "＄" if currency and set(words) == {"＄"} else " ".join(words)
+
+
+def changes_number(word: str) -> bool:
+    lower = word.lower()
+    return word != "K" and (lower in CHANGING or lower.removesuffix("s") in CHANGING)  # K: kelvin
 
 
 def measure(word: str) -> str:
@@ -171,6 +184,8 @@ def equal_numbers(said: Number, gold: Number, strict: bool) -> bool:
     if strict:
         units = said.unit == gold.unit or {said.unit, gold.unit} == {"%", ""} or {said.unit, gold.unit} == {"＄", ""}
         return units and said.share == gold.share
+    if said.unit.startswith("_") and said.unit != gold.unit:  # 111_2 is no 111
+        return False
     if said.unit and gold.unit and not same_unit(said.unit, gold.unit):
         return False
     if said.share == gold.share or (said.value == gold.value and "" in (said.unit, gold.unit)):

@@ -1,4 +1,5 @@
-"""One spelling for what LaTeX and people write in several ways. Nothing here changes what an answer means.
+"""One spelling for what LaTeX and people write in several ways. It leaves out what rarely means anything: bold
+letters (\\mathbf{x} is x), which currency it is, a text beyond 2,000 characters.
 
 `tidy` gives the text that numbers, lists and formulas are read from. Words, which LaTeX puts into \\text{...}, stand
 there between the marks « and », and the sign of a currency is ＄, apart from the $ that encloses formulas. `squeeze`
@@ -51,6 +52,8 @@ SPELLINGS = [
     (rf"(?<![\\A-Za-z])({FUNCTIONS.replace(' ', '|')}|pi)(?![A-Za-z])", r"\\\1"),
     (r"(?<![\\A-Za-z])(?:infinity|inf|oo)(?![A-Za-z])", r"\\infty "),
     (r"\*\*", "^"),
+    (r"(?<=\d)_(?=\d{3}(?!\d))", ","),  # 1_000
+    (r"(?<=\d)\s?:\s?00(?=\s?«?\s?[AaPp]\.?\s?[Mm])", ""),  # 6:00 PM is 6 PM
     (r"\\(?:cdot|times|ast)(?![A-Za-z])", "*"),
     (r"\\div(?![A-Za-z])", "/"),
     (r"\\(?:leqslant|leq|le)(?![A-Za-z])|<=", r"\\leq "),
@@ -67,6 +70,7 @@ SPELLINGS = [
     (r"\\colon(?![A-Za-z])", ":"),
     (r"([\^_])\s?(\d{2,20})", r"\1{\2}"),  # 2^10 is meant as 2^{10}
     (r"([\^_])\s{0,3}\{\s?(\\?[A-Za-z]|\d)\s?\}", r"\1\2 "),
+    (r"\\ln\s?\(?\s?e\s?\^(?:(\d)|\{(-?\d{1,9})\})\s?\)?$", r"\1\2"),  # ln(e^2) is 2: nothing is computed
     (r"(\^(?:\w|\{[^{}]{1,20}\}))\s?(_(?:\w|\{[^{}]{1,20}\}))", r"\2\1"),
     (r"\s{2,}", " "),
 ]

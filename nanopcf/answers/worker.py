@@ -3,11 +3,10 @@
 `mathematics.py` starts this file and kills it when a question takes too long. It stands alone: nothing of nanopcf is
 imported here. A question is [kind, said, gold, places]:
 
-value      two formulas. math-verify decides, but first their values at four points must agree to 20 digits: it
-           calls sqrt(2)e-15 and 0 equal. `places` is the number of digits after the point where one of them is a
-           decimal that may stand for the rounded value of the other, and -1 where none may.
-relation   two equations or inequalities, [left, sign, right] each: the difference of the sides of one is a multiple of
-           the other's, and neither is the same on both sides, as 0=0 and x=x are.
+formula    two formulas, equations or inequalities. math-verify decides, and is asked only where it is not surely wrong:
+           two formulas need the same values at a few points, since it calls sqrt(2)e-15 and 0 equal, and the sides of
+           two relations must differ by multiples of each other, since it calls 0=0 right for any equation. `places` is
+           the number of digits of a decimal that may stand for the rounded value of the other formula; -1: none may.
 whole      a response and an answer, found and compared by math-verify alone
 """
 
@@ -18,7 +17,6 @@ import re
 import signal
 import sys
 
-TURNED = {"<": ">", ">": "<", "\\leq": "\\geq", "\\geq": "\\leq"}
 TINY = 1e-15
 WARM_UP = (  # the parser fills its tables as it reads: the first formulas take a second each, later ones hundredths
     r"-\frac{8x_{1}^2}{9(x_{1}^{2}-2)^{5/3}}+\frac{\sqrt{2 x_{2}}}{3(x_{1}+1)(2 x_{3}-1)}",
@@ -49,19 +47,17 @@ def main() -> None:
         signal.signal(signal.SIGPROF, give_up)
     for line in sys.stdin:
         kind, said, gold, places = json.loads(line)
-        equal = False
+        right = False
         with contextlib.suppress(Exception, TooLong):  # whatever sympy raises, the worker goes on
             if clock:
                 clock(signal.ITIMER_PROF, limit_s)
             if kind == "whole":
-                equal = bool(math_verify.verify(read(f"\\boxed{{{gold}}}"), read(said), timeout_seconds=None))
-            elif kind == "relation":
-                equal = same_relation(said, gold)
+                right = bool(math_verify.verify(read(f"\\boxed{{{gold}}}"), read(said), timeout_seconds=None))
             else:
-                equal = same_value(said, gold, places)
+                right = equal(said, gold, places)
         if clock:
             clock(signal.ITIMER_PROF, 0)
-        print(json.dumps(equal), file=answers, flush=True)
+        print(json.dumps(right), file=answers, flush=True)
 
 
 class TooLong(BaseException):
@@ -79,11 +75,12 @@ def read(text: str) -> list:
 
 
 def formula(latex: str):
-    """A sympy expression. Raises ValueError where math-verify reads none."""
+    """A sympy expression or relation. Raises ValueError where math-verify reads none."""
     from sympy import Expr, I
+    from sympy.core.relational import Relational
 
     found = read(f"\\boxed{{{latex}}}")
-    if not found or not isinstance(found[0], Expr):
+    if not found or not isinstance(found[0], Expr | Relational):
         raise ValueError(f"not read: {latex}")
     imaginary = [s for s in found[0].free_symbols if s.name == "i"]
     return found[0].subs(dict.fromkeys(imaginary, I)) if imaginary else found[0]
@@ -102,31 +99,49 @@ def values(expression, letters: list) -> list:
     return found
 
 
-def same_value(said: str, gold: str, places: int) -> bool:
+def equal(said: str, gold: str, places: int) -> bool:
+    """math-verify decides, and the values can only veto."""
     from math_verify import verify
-    from sympy import Float, Rational
+    from sympy.core.relational import Relational
 
-    a, b = formula(said), formula(gold)
-    letters = sorted(a.free_symbols | b.free_symbols, key=str)
-    if places > 0 and not letters:
-        exact = [Rational(t) if re.fullmatch(r"-?\d*\.\d+", t) else values(f, [])[0] for t, f in ((said, a), (gold, b))]
-        step = Rational(1, 10**places)
-        return bool(abs(exact[0]) >= 100 * step and abs(exact[0] - exact[1]) <= step / 2)
-    if a.is_infinite or b.is_infinite:
-        return bool(a == b)
-    # A decimal is read as a float of 15 digits. Anything else has to agree to 20.
-    tolerance = Float("1e-12") if a.has(Float) or b.has(Float) else Float("1e-20")
-    for x, y in zip(values(a, letters), values(b, letters), strict=True):
-        if not (x.is_number and y.is_number and x.is_finite and y.is_finite):
-            return bool(verify([b], [a], timeout_seconds=None))  # a sum without an end, 1/0
-        if abs(x - y) > tolerance * max(abs(x), abs(y)):
+    ours, theirs = formula(said), formula(gold)
+    if isinstance(ours, Relational) != isinstance(theirs, Relational):
+        return False
+    if isinstance(ours, Relational):
+        possible = same_ratio(ours.lhs - ours.rhs, theirs.lhs - theirs.rhs)
+    elif places > 0 and not ours.free_symbols | theirs.free_symbols:
+        return rounds_to((said, ours), (gold, theirs), places)
+    else:
+        possible = same_values(ours, theirs)
+    return possible and bool(verify([theirs], [ours], timeout_seconds=None))
+
+
+def rounds_to(said: tuple, gold: tuple, places: int) -> bool:
+    """One of the two is a decimal, which is the value of the other rounded to `places`. Each: (latex, formula)."""
+    from sympy import Rational
+
+    x, y = (Rational(t) if re.fullmatch(r"-?\d*\.\d+", t) else values(f, [])[0] for t, f in (said, gold))
+    step = Rational(1, 10**places)
+    return bool(abs(x) >= 100 * step and abs(x - y) <= step / 2)
+
+
+def same_values(ours, theirs) -> bool:
+    """Of two expressions at POINTS, to 20 digits, or to 12 where one holds a decimal, which is read as a float."""
+    from sympy import Float, nan, zoo
+
+    tolerance = Float("1e-12") if ours.has(Float) or theirs.has(Float) else Float("1e-20")
+    letters = sorted(ours.free_symbols | theirs.free_symbols, key=str)
+    for x, y in zip(values(ours, letters), values(theirs, letters), strict=True):
+        if x.has(nan, zoo) or y.has(nan, zoo):  # 1/0
+            return False
+        finite = x.is_number and y.is_number and x.is_finite and y.is_finite
+        if finite and abs(x - y) > tolerance * max(abs(x), abs(y)):
             return False
     return True
 
 
-def same_relation(said: list[str], gold: list[str]) -> bool:
-    """[left, sign, right] each."""
-    ours, theirs = (formula(left) - formula(right) for left, _, right in (said, gold))
+def same_ratio(ours, theirs) -> bool:
+    """Is the difference of the sides of one relation a multiple of the other's? For 0=0 and x=x it is none."""
     letters = sorted(ours.free_symbols, key=str)
     if not letters or set(letters) != theirs.free_symbols:
         return False
@@ -135,9 +150,7 @@ def same_relation(said: list[str], gold: list[str]) -> bool:
         if not (x.is_number and y.is_number and x.is_finite and y.is_finite and abs(x) > TINY and abs(y) > TINY):
             return False
         ratios.append(x / y)
-    if any(abs(ratio - ratios[0]) > 1e-12 * abs(ratios[0]) for ratio in ratios):
-        return False
-    return said[1] == gold[1] == "=" or bool(said[1] == (gold[1] if ratios[0] > 0 else TURNED.get(gold[1])))
+    return all(abs(ratio - ratios[0]) <= 1e-12 * abs(ratios[0]) for ratio in ratios)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from tokenizers import Tokenizer
 
+from nanopcf.answers.finding import CLOSES_THOUGHTS, OPENS_THOUGHTS
 from nanopcf.run import log
 
 if TYPE_CHECKING:
@@ -100,7 +101,7 @@ def choose_end(tokenizer: "TextTokenizer", chat: bool, end_token: str, source: o
 # ---- thoughts ----
 
 # An opening tag at the end of a prompt, such as "<think>\n" or "[THINK]".
-OPENED = re.compile(r"(<(\w[^<>\s/]*)>|\[([A-Z_]+)\])(\s*)\Z")
+OPENED = re.compile(r"(<\w[^<>\s/]*>|\[[A-Z_]+\]|<\|begin_of_thought\|>)(\s*)\Z")
 CLOSED = re.compile(r"<think>\s*</think>\s*\Z")  # some templates let the model think nothing
 
 
@@ -120,11 +121,11 @@ def after_prompt(trajectory: str, prompt_end: str) -> str:
         )
     if not opened:
         return trajectory
-    tag, name, _, space = opened.groups()
+    tag, space = opened.groups()
     if said.startswith(tag):
         log.announce_once(f"the prompt ends with {tag}, and some trajectories open it too: it stands there once")
         return said.removeprefix(tag).removeprefix(space)
-    thinks = name and re.search("think|thought|reason", name)  # another tag may open the answer itself
-    if thinks and trajectory and f"</{name}>" not in trajectory:
-        log.announce_once(f"the prompt ends with {tag}, and some trajectories don't close it with </{name}>")
+    thinks = OPENS_THOUGHTS.fullmatch(tag)  # another tag may open the answer itself
+    if thinks and trajectory and not CLOSES_THOUGHTS.search(trajectory):
+        log.announce_once(f"the prompt ends with {tag}, and some trajectories don't close it")
     return trajectory
