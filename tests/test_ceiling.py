@@ -65,7 +65,7 @@ def test_posterior_equals_brute_force_integration() -> None:
     interval, best, _ = ceiling_posterior(x, y, p, 100.0)
     points, scores = np.append(0, x), np.append(p, y)
     spread = noise_sd(scores)
-    c_mid, b = grid((10 / C_REACH, C_REACH * 120), B_RANGE, (72, 24))
+    c_mid, b = grid((10 / C_REACH, C_REACH * 120), B_RANGE, (48, 16))
     g = shape(points, c_mid, b)  # (K, n)
     a, s = np.linspace(70, 100, 121), np.linspace(67, 73, 49)
     total = np.zeros(len(a))

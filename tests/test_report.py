@@ -130,16 +130,16 @@ def test_few_problems_resolve_nothing(made_up):
 
 
 def test_equal_ceilings_are_rarely_told_apart():
-    """Of 60 pairs with one ceiling, other starts and other C_mid, at most 6 % should be told apart: 8 would be odd."""
+    """Of 40 pairs with one ceiling, other starts and other C_mid, at most 6 % should be told apart: 7 would be odd."""
     rng, wrong, x = np.random.default_rng(3), 0, np.linspace(0.07, 1, 14)
-    for i in range(60):
+    for i in range(40):
         draws = []
         for start in (0.37, 0.9):
             scores = rng.binomial(512, law(x, start, 0.97, np.exp(rng.uniform(np.log(0.15), np.log(2))), 1.2)) / 512
             curve = [{"x": at, "score": score} for at, score in zip(x, scores, strict=True)]
             draws.append(fit_ceiling(curve, start, 512, seed=len(draws) + 2 * i)[1])
         wrong += not 0.05 < probability_above(*draws) < 0.95
-    assert wrong <= 7
+    assert wrong <= 6
 
 
 def test_one_lower_bound_everywhere(made_up, tmp_path, capsys):
@@ -303,18 +303,13 @@ def test_summary_of_paradigms():
 def test_equal_paradigms_are_rarely_told_apart():
     """One against the best of four, three seeds each, all equal: about 5 % each are "shown" and "not shown"."""
     rng, counts = np.random.default_rng(5), Counter()
-    for _ in range(100):
-        runs = [
-            dict(
-                algo=algo,
-                start=start,
-                seed=seed,
-                x_sft=0.0,
-                curve=curve_of([0.5] * 2 + [0.6 + 0.02 * rng.normal()] * 3),
-            )
-            for algo, start in (("dapo_dc", "sft"), *((algo, "base") for algo in paradigms.SYNCHRONISED))
-            for seed in range(3)
+    names = (("dapo_dc", "sft"), *((algo, "base") for algo in paradigms.SYNCHRONISED))
+    for _ in range(200):
+        finals = 0.6 + 0.02 * rng.normal(size=(5, 3))
+        rows = [
+            dict(algo=algo, start=start, seeds=3, final=of_row.mean(), final_sd=of_row.std(ddof=1))
+            for (algo, start), of_row in zip(names, finals, strict=True)
         ]
-        (claim,) = paradigms.judge_claims(paradigms.summarise(runs, 10**6), 10**6)
+        (claim,) = paradigms.judge_claims(rows, 10**6)
         counts[claim["verdict"]] += 1
-    assert counts["shown"] <= 10 and counts["not shown"] <= 10
+    assert counts["shown"] <= 20 and counts["not shown"] <= 20
