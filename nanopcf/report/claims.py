@@ -16,9 +16,7 @@ Draws = dict[tuple[str, int], np.ndarray]  # (data set, SFT step) of a branch ->
 
 def judge_claims(report: dict, draws: Draws) -> list[dict]:
     """The paper's claims that this run can be held against: {claim, verdict, probability, evidence}."""
-    branches = {(branch["dataset"], branch["sft_step"]): branch for branch in report["branches"]}
-    # The branch of each candidate set that starts where the selector would start it.
-    starts = {row["name"]: (row["name"], row["recommended_step"]) for row in report["selector"]["ranking"]}
+    branches, starts, base = starts_of(report)
     # The chosen start stands for SFT-then-RL: the best of all branches would be the luckiest one too.
     chosen = starts[report["selector"]["chosen"]]
 
@@ -28,7 +26,6 @@ def judge_claims(report: dict, draws: Draws) -> list[dict]:
         return entry(claim, probability_above(draws[high], draws[low]), evidence)
 
     entries = []
-    base = next((key for key in branches if key[0] == "base"), None)
     if base:
         claim = higher("SFT-then-RL has a higher ceiling than pure RL (RQ1)", chosen, base)
         claim["evidence"] += at_equal_compute(branches[chosen], branches[base])
@@ -48,21 +45,27 @@ def judge_claims(report: dict, draws: Draws) -> list[dict]:
     return entries
 
 
+def starts_of(report: dict) -> tuple[dict, dict, tuple | None]:
+    """Each branch by where it starts, (data set, SFT step); where the selector would start RL from each candidate set;
+    and where pure RL starts, if the run has it."""
+    branches = {(branch["dataset"], branch["sft_step"]): branch for branch in report["branches"]}
+    starts = {row["name"]: (row["name"], row["recommended_step"]) for row in report["selector"]["ranking"]}
+    return branches, starts, next((key for key in branches if key[0] == "base"), None)
+
+
 def entry(claim: str, probability: float, evidence: str) -> dict:
     return {"claim": claim, "verdict": verdict(probability), "probability": probability, "evidence": evidence}
 
 
 def answer(report: dict, draws: Draws) -> str:
     """The question of the run in a sentence: how high can RL from the chosen start go, and is another set better?"""
-    branches = {(branch["dataset"], branch["sft_step"]): branch for branch in report["branches"]}
-    starts = [(row["name"], row["recommended_step"]) for row in report["selector"]["ranking"]]
-    chosen = next(start for start in starts if start[0] == report["selector"]["chosen"])
+    branches, starts, base = starts_of(report)
+    chosen = starts[report["selector"]["chosen"]]
     text = f"RL from step {chosen[1]} of {chosen[0]} {reach(branches[chosen])}"
-    base = next((branch for key, branch in branches.items() if key[0] == "base"), None)
     if base:
-        text += f"; from the base model it {reach(base)}"
+        text += f"; from the base model it {reach(branches[base])}"
     if len(starts) > 1:
-        others = np.max([draws[start] for start in starts if start != chosen], axis=0)  # (R,)
+        others = np.max([draws[start] for start in starts.values() if start != chosen], axis=0)  # (R,)
         better = probability_above(others, draws[chosen])
         text += f". That another of the {len(starts)} sets has a higher ceiling has a probability of {better:.2f}"
     return text + "."
