@@ -14,6 +14,7 @@ are plain `train_sft.main` and `train_rl.main`, several at a time: small models 
 
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from nanopcf.run import config
 from nanopcf.run.config import Count, Device, DType, Natural, Positive, Share, Text
@@ -33,8 +34,8 @@ class PipelineConfig(config.Config):
     chat: bool = False  # put each prompt into the chat template
     template: Text = "{prompt}"  # text around each prompt
     max_new_tokens: Count = 16  # longest answer, in tokens
-    pack_length: Count = 128  # tokens per packed row, and longest example
-    micro_rows: Count = 16  # packed rows per forward pass
+    pack_length: Count = 32  # tokens per packed row, and longest example
+    micro_rows: Count = 128  # packed rows per forward pass
     dtype: DType = "auto"  # float32 or bfloat16; auto: bfloat16 on CUDA
     known: Share = 0.5  # share of facts that all web text gets right
     corpus: Count = 8000  # web texts to pretrain on
@@ -53,14 +54,15 @@ class PipelineConfig(config.Config):
     every_regime: tuple[str, ...] = ("uniform-100",)  # sets with a branch per regime
     algo: str = "dapo_dc"  # RL algorithm, see train_rl.py --list
     rl_prompts: Count = 3000  # problems that RL trains on
-    rl_steps: Count = 120  # batches of rollouts per branch
+    rl_steps: Count = 120  # batches of rollouts per branch, on average
     rl_batch: Count = 128  # prompts per batch, and per round
     rl_rounds: Count = 1  # most rounds, with dynamic sampling
     rl_update: Count = 16  # prompts per optimizer step
     rl_group: Count = 8  # answers per prompt
     rl_lr: Positive = 7e-4  # learning rate of RL
     rl_points: int = 15  # points of a curve
-    paradigms: tuple[str, ...] = ()  # algorithms to compare at equal compute
+    allocate: Literal["rounds", "off"] = "rounds"  # RL where ceilings are open, or an even split
+    paradigms: tuple[str, ...] = ()  # algorithms at equal compute, or like upt:lr=5
     paradigm_flops: Positive = 1e12  # FLOPs of each, its SFT included
     paradigm_seeds: Count = 3  # runs of each
     workers: Natural = 0  # processes at a time (0: one per core)
@@ -75,22 +77,24 @@ class PipelineConfig(config.Config):
             raise ValueError(f"--model: no {self.model!r}; there are {', '.join(NANO)}, and with --data model folders")
         if self.data and (self.model in NANO or not self.test_data):
             raise ValueError("--data needs --test-data, and a model folder or Org/Name as --model")
-        config.one_of(self, task=FAMILIES, algo=RECIPES, paradigms=RECIPES)
+        config.one_of(self, task=FAMILIES, algo=RECIPES)
+        for paradigm in self.paradigms:
+            paradigms.parsed(paradigm)
         for name in self.candidates:
-            kind, _, size = name.partition("-")
-            if kind not in ("uniform", "easy", "hard") or not size.isdigit() or int(size) < 1:
-                raise ValueError(f"--candidates: {name!r} should be like uniform-240, easy-240 or hard-240")
+            splits.difficulty_and_size(name)
         if len(set(self.candidates)) < len(self.candidates) or not self.candidates:
             raise ValueError("--candidates must name at least one set, and none twice")
-        unknown = [n for n in self.every_regime if n not in self.candidates]
-        if unknown:
-            raise ValueError(f"--every-regime: {unknown[0]!r} is not among --candidates ({', '.join(self.candidates)})")
+        config.one_of(self, every_regime=self.candidates)
         if not 1 <= self.rl_points <= self.rl_steps:
             raise ValueError(
                 f"--rl-points must be from 1 to --rl-steps, got {self.rl_points}; a ceiling needs 4 or more"
             )
         if self.pack_length <= self.max_new_tokens:
             raise ValueError("--pack-length must be above --max-new-tokens: it holds a prompt and its answer")
+        if self.allocate == "rounds" and RECIPES[self.algo].expert == "prefix":
+            raise ValueError(
+                f"--allocate off is needed with {self.algo}: its prefixes shrink over a known number of steps"
+            )
         if self.sft_checkpoints > self.sft_steps:
             raise ValueError("--sft-checkpoints can't be above --sft-steps")
 
@@ -107,6 +111,7 @@ import kernels
 import train_rl
 import train_sft
 from nanopcf import checkpoint, report, selector, splits
+from nanopcf.allocate import train_in_rounds
 from nanopcf.data import Format, check_disjoint, read_examples, write_jsonl
 from nanopcf.evaluate import EvaluateConfig
 from nanopcf.model import NANO, ModelConfig, Transformer
@@ -165,7 +170,7 @@ def run_experiment(c: PipelineConfig, out: Path, device: torch.device, threads: 
     caution = "" if selection["saturated"] else ", still falling at the end of SFT: more --sft-steps may change this"
     log.announce(f"selector: {selection['chosen']} has the lowest validation loss{caution}")
 
-    settings = "algo rl_steps rl_batch rl_rounds rl_update rl_group rl_lr rl_points"
+    settings = "algo rl_steps rl_batch rl_rounds rl_update rl_group rl_lr rl_points allocate"
     branches = stages.run("rl", settings, train_branches, data, base, selection, pool)
 
     paradigm_runs = []
@@ -269,7 +274,7 @@ def pretrain(c: PipelineConfig, folder: Path, data: dict, threads: int, pool: Ex
         checkpoint_every=max(1, c.base_steps // 10),
         **training(c) | {"threads": threads, "pack_length": CONTEXT},
     )
-    table = train_parallel("base", train_sft.main, {"base": settings}, pool, folder, c.base_steps, "val_loss")["base"]
+    table = train_parallel("base", train_sft.main, {"base": settings}, pool, folder, "val_loss")["base"]
     _, last_checkpoint = checkpoints(folder / "run")[-1]
     return str(last_checkpoint), table[-1]["val_loss"]
 
@@ -279,20 +284,16 @@ def make_candidates(c: PipelineConfig, folder: Path, data: dict, base: dict, thr
 
     In the paper they are SFT889K, Uniform102K, Easy102K, Hard102K and S1K.
     """
-    wanted = [(name, *name.split("-")) for name in c.candidates]  # "hard-60" -> ("hard-60", "hard", "60")
-    needed = {"uniform": 0, "easy": 0, "hard": 0}  # the size of the largest set of each difficulty
-    for _, difficulty, size in wanted:
-        needed[difficulty] = max(needed[difficulty], int(size))
     if c.data:
         rounds = splits.given_problems(read_examples(data["corpus"]), c.pool)
     else:
         taken = {e.prompt for file in data.values() for e in read_examples(file)}
         rounds = splits.new_problems(c.task, c.pool, c.seed, taken)
-    problems = splits.sort_by_difficulty(replace(scoring(c, base["model"], data), threads=threads), rounds, needed)
+    problems = splits.sort_by_difficulty(
+        replace(scoring(c, base["model"], data), threads=threads), rounds, c.candidates
+    )
 
-    set_files = {
-        name: splits.write_set(folder, name, difficulty, int(size), problems) for name, difficulty, size in wanted
-    }
+    set_files = {name: splits.write_set(folder, name, problems) for name in c.candidates}
     # with --data the sets come from the corpus, which nothing else uses
     others = {name: read_examples(file) for name, file in data.items() if not (c.data and name == "corpus")}
     check_disjoint(**others, candidates=problems["uniform"])
@@ -317,7 +318,7 @@ def train_candidates(
             drop_long=True,
             **training(c),
         )
-    tables = train_parallel("SFT", train_sft.main, runs, pool, folder, c.sft_steps, "val_loss")
+    tables = train_parallel("SFT", train_sft.main, runs, pool, folder, "val_loss")
     models = {}
     for name in runs:
         models |= {(name, step): str(path) for step, path in checkpoints(folder / name)}
@@ -325,8 +326,8 @@ def train_candidates(
 
     candidates = []
     for name, table in tables.items():
-        difficulty, size = name.split("-")
-        candidate = {"name": name, "size": int(size), "difficulty": difficulty}
+        difficulty, size = splits.difficulty_and_size(name)
+        candidate = {"name": name, "size": size, "difficulty": difficulty}
         candidate["min_val_loss"] = min(row["val_loss"] for row in table)
         candidate["checkpoints"] = [{**row, **scores[name, row["step"]]} for row in table]
         candidates.append(candidate)
@@ -388,22 +389,16 @@ def train_branches(
     for start in selection["starts"]:
         out = folder / f"{start['dataset']}@{start['sft_step']}"
         runs[out.name] = rl_config(c, starting_model(start, base, folder.parent), data, out)
-    curves = train_parallel("RL", train_rl.main, runs, pool, folder, c.rl_steps, "score")
+
+    def train(some: dict) -> dict:
+        return train_parallel("RL", train_rl.main, some, pool, folder, "score")
+
+    problems = len(read_examples(data["test"]))
+    curves, steps = train_in_rounds(runs, train, folder / "granted.json", problems, even=c.allocate == "off")
     branches = []
     for start, (name, curve) in zip(selection["starts"], curves.items(), strict=True):
-        branch = {
-            **start,
-            "p_sft": curve[0]["score"],
-            "curve": [{"x": point["x"], "score": point["score"]} for point in curve],
-            "best": max(point["score"] for point in curve),
-            "out_of_signal": curve[-1]["step"] < c.rl_steps,  # RL ended early: no prompt had a signal any more
-            "train_pass_rate": next((p["pass_rate"] for p in reversed(curve) if p.get("pass_rate") is not None), None),
-            "greedy_before": curve[0]["greedy"],
-            "greedy_after": curve[-1]["greedy"],
-            "before": runs[name].model,
-            "after": str(checkpoints(folder / name)[-1][1]),
-        }
-        branches.append(branch)
+        policies = {"before": runs[name].model, "after": str(checkpoints(folder / name)[-1][1])}
+        branches.append(start | report.branch_of(curve, steps[name]) | policies)
     return branches
 
 

@@ -291,7 +291,10 @@ def main(c: RLConfig) -> list[dict]:
         checkpoint.save_step(out, state["step"], model, tokenizer, optimizer, state, keep=c.keep, goodness=scores)
 
     # ---- 2. the run folder, and where the run stands ----
-    with open_run(c.out, c, c.resume, free=("device", "threads")) as out, signals.stoppable() as stop_signal:
+    # A run may be continued with more steps, unless a schedule was stretched over those that it had.
+    stretched = c.schedule != "constant" or recipe.expert == "prefix"
+    free = ("device", "threads") if stretched else ("device", "threads", "steps")
+    with open_run(c.out, c, c.resume, free=free) as out, signals.stoppable() as stop_signal:
         saved = checkpoints(out)
         if saved:
             state = checkpoint.load_training(saved[-1][1], model, optimizer, state)
@@ -307,6 +310,8 @@ def main(c: RLConfig) -> list[dict]:
         if not saved:
             metrics.log(step=0, x=0.0, score=score(c.eval_temperature), greedy=score(0.0))
         last_step = state["step"] if state["ended"] else c.steps  # a run that has ended has no steps left
+        if state["step"] < last_step:
+            (out / "curve.json").unlink(missing_ok=True)
         bar = log.bar(state["step"], last_step, c.steps, f"RL {out.name}")
         for step in bar:
             # ---- 3. roll out ----

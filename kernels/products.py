@@ -100,5 +100,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 class Linear(nn.Linear):
+    def reset_parameters(self) -> None:
+        """Nothing: the model draws its own weights, or a checkpoint fills them."""
+
     def forward(self, x: Tensor) -> Tensor:
         return linear(x, self.weight, self.bias)

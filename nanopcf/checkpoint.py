@@ -41,9 +41,10 @@ def load(
             "they don't belong together"
         )
     shards = huggingface.weight_files(folder)
-    # Names and shapes come first: a wrong folder is told at once, before memory is taken for the model.
-    check_weights(folder, shards, config)
-    model = Transformer(config).to(device, dtype)
+    model = Transformer(config, initialise=False)
+    # Names and shapes come first: a wrong folder is told at once, before the weights take memory.
+    check_weights(folder, shards, config, {name: list(w.shape) for name, w in to_hf_weights(model).items()})
+    model = model.to(device, dtype)
     # Views of the model's own memory, under Hugging Face's names: copying into them fills the model.
     views = to_hf_weights(model)
     head = None
@@ -60,11 +61,8 @@ def load(
     return model, tokenizer
 
 
-def check_weights(folder: Path, shards: list[Path], config: ModelConfig) -> None:
-    """Raises ValueError unless the files hold every weight of such a model, in its shape, and no other."""
-    # On the meta device a tensor has a shape and takes no memory.
-    with torch.device("meta"):
-        expected = {name: list(weight.shape) for name, weight in to_hf_weights(Transformer(config)).items()}
+def check_weights(folder: Path, shards: list[Path], config: ModelConfig, expected: dict[str, list[int]]) -> None:
+    """Raises ValueError unless the files hold every weight of such a model, {name: shape}, and no other."""
     found: list[tuple[str, list[int]]] = []
     for shard in shards:
         with open_safetensors(shard) as tensors:

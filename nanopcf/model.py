@@ -226,12 +226,15 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """tokens [B, T] -> hidden [B, T, D]. The output head is `head_weight` [V, D]: hand both to a loss of `kernels`."""
+    """tokens [B, T] -> hidden [B, T, D]. The output head is `head_weight` [V, D]: hand both to a loss of `kernels`.
 
-    def __init__(self, config: ModelConfig) -> None:
+    initialise=False leaves the weights unset, for one who will fill them: until then they take hardly any memory.
+    """
+
+    def __init__(self, config: ModelConfig, initialise: bool = True) -> None:
         super().__init__()
         self.config = c = config
-        self.embedding = nn.Embedding(c.vocab_size, c.width)
+        self.embedding = nn.Embedding.from_pretrained(torch.empty(c.vocab_size, c.width), freeze=False)
         self.blocks = nn.ModuleList(Block(c) for _ in range(c.layers))
         self.norm = nn.RMSNorm(c.width, eps=c.norm_eps)
         self.head = None if c.tied else Linear(c.width, c.vocab_size, bias=False)
@@ -242,7 +245,8 @@ class Transformer(nn.Module):
         self.register_buffer("cos", torch.cat((cos, cos), dim=1), persistent=False)  # (max_length, hd)
         self.register_buffer("sin", torch.cat((-sin, sin), dim=1), persistent=False)  # (max_length, hd)
         self.recompute = False  # True: backward computes each block anew; less memory, a third more compute
-        self.initialise()
+        if initialise:
+            self.initialise()
 
     @torch.no_grad()
     def initialise(self) -> None:

@@ -25,7 +25,7 @@ NO_CLIP = math.inf
 
 ALLOWED = {
     "expert": ("none", "only", "beside", "instead", "prefix"),
-    "advantage": ("center", "std", "rloo"),
+    "advantage": ("center", "std", "rloo", "prefix"),
     "expert_loss": ("likelihood", "shaped", "both", "policy"),
     "aggregation": ("token-mean", "seq-mean", "constant", "sum"),
     "kl_estimator": ("k1", "k2", "k3"),
@@ -43,7 +43,7 @@ class Recipe:
     gate: int = 0  # expert "instead": a prompt with at most this many right answers trains on its expert
     dynamic_sampling: bool = False  # sample until there are enough groups that teach something
     # the loss of a token
-    advantage: str = "center"  # center: R - mean; std: that over the deviation; rloo: R - mean of the others
+    advantage: str = "center"  # center: R - mean; std: that over the deviation; rloo or prefix: R - mean of others
     policy_loss: str = "clipped"  # loss of the policy's tokens, a name in POLICY_LOSSES
     clip_low: float = 0.2  # ratios below 1 - clip_low stop pushing down
     clip_high: float = 0.2  # ratios above 1 + clip_high stop pushing up
@@ -112,9 +112,12 @@ def group_advantages(rewards: Tensor, normalise: str) -> Tensor:
 
     "center": R - mean. "std": (R - mean) / (std + 1e-6), unbiased as in verl. "rloo": R - mean of the others, which is
     G / (G - 1) times "center". A group without variance gets exactly 0; a group of one has no baseline, so A = R.
+    "prefix", Prefix-RFT's official code: R - mean of all but the last, which is the one that the expert began.
     """
     if rewards.shape[1] == 1:
         return rewards.clone()
+    if normalise == "prefix":
+        return rewards - rewards[:, :-1].mean(dim=1, keepdim=True)
     same = rewards.amax(dim=1, keepdim=True) == rewards.amin(dim=1, keepdim=True)  # (P, 1)
     # equal rewards are set to 0 by hand: their mean can round, and a rounding error over 1e-6 is no small number
     centred = (rewards - rewards.mean(dim=1, keepdim=True)).masked_fill(same, 0.0)
@@ -281,6 +284,9 @@ def token_terms(recipe: Recipe, batch: Any, current: tuple[Tensor, Tensor] | Non
         # Most tokens of a prefix are what the policy would have written anyway: only the uncertain ones are taught.
         idle = is_expert & ~highest(entropies, is_expert, recipe.prefix_kept)
         advantage = advantage.masked_fill(idle, 0.0)
+        if recipe.advantage == "prefix":  # what continues a prefix has no response to be compared with: its reward
+            continued = per_token(sequence_means(is_expert.float(), batch.lengths) > 0) & ~is_expert
+            advantage = torch.where(continued, per_token(batch.rewards), advantage)
     if recipe.needs_expert and recipe.expert_loss in ("likelihood", "both"):
         # The likelihood has a denominator of its own: the number of expert tokens in the batch.
         taught = torch.full_like(weight, recipe.expert_coef / max(1, int(is_expert.sum())))

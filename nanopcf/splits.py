@@ -6,7 +6,7 @@ own. Left out: the paper also removes training problems that are only similar to
 count.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,14 @@ from nanopcf.tasks import Lore, make_examples
 
 ROUNDS = 6  # at most so many rounds of problems are tried to find enough of every difficulty
 TRIES = 4  # answers to each problem, which give its win rate
+
+
+def difficulty_and_size(name: str) -> tuple[str, int]:
+    """Of a candidate set: "hard-60" -> ("hard", 60). Raises ValueError for any other form."""
+    difficulty, _, size = name.partition("-")
+    if difficulty not in ("uniform", "easy", "hard") or not size.isdigit() or int(size) < 1:
+        raise ValueError(f"--candidates: {name!r} should be like uniform-240, easy-240 or hard-240")
+    return difficulty, int(size)
 
 
 def make_splits(
@@ -77,11 +85,15 @@ def given_problems(examples: list[Example], size: int) -> Iterator[list[Example]
         yield examples[start : start + size]
 
 
-def sort_by_difficulty(c: Any, rounds: Iterator[list[Example]], needed: dict[str, int]) -> dict[str, list[Example]]:
+def sort_by_difficulty(c: Any, rounds: Iterator[list[Example]], names: Sequence[str]) -> dict[str, list[Example]]:
     """{"uniform": every problem tried, "easy": those of win rate 1, "hard": those of win rate 0.25 or less}.
 
-    c: which model answers the problems, and how. Rounds of problems are tried until there are as many as needed.
+    c: which model answers the problems, and how. Rounds of problems are tried until there are as many as the candidate
+    sets of these names need.
     """
+    needed = {"uniform": 0, "easy": 0, "hard": 0}  # the size of the largest set of each difficulty
+    for difficulty, size in map(difficulty_and_size, names):
+        needed[difficulty] = max(needed[difficulty], size)
     model, tokenizer, _ = open_model(c)
     by_difficulty: dict[str, list[Example]] = {"uniform": [], "easy": [], "hard": []}
     for i, problems in enumerate(rounds):
@@ -95,8 +107,10 @@ def sort_by_difficulty(c: Any, rounds: Iterator[list[Example]], needed: dict[str
     return by_difficulty
 
 
-def write_set(folder: Path, name: str, difficulty: str, size: int, problems: dict[str, list[Example]]) -> str:
-    """Write the first `size` problems of a difficulty, and return the file. Raises ValueError when they are too few."""
+def write_set(folder: Path, name: str, problems: dict[str, list[Example]]) -> str:
+    """Write the first problems of a candidate set's difficulty, and return the file. Raises ValueError when they are
+    too few."""
+    difficulty, size = difficulty_and_size(name)
     found = problems[difficulty]
     if len(found) < size:
         raise ValueError(

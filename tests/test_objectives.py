@@ -38,6 +38,9 @@ def test_advantages():
     close(group_advantages(one, "center"), [[0.875] + [-0.125] * 7])
     close(group_advantages(one, "std"), [[2.474867] + [-0.353552] * 7])
     close(group_advantages(torch.tensor([[0.7], [0.0]]), "std"), [[0.7], [0.0]])  # no baseline for one
+    for hybrid, by_prefix in ((1.0, 0.857143), (0.0, -0.142857)):  # Prefix-RFT: the last one does not count in the mean
+        rewards = torch.tensor([[1.0] + [0.0] * 6 + [hybrid]])
+        close(group_advantages(rewards, "prefix"), [[0.857143] + [-0.142857] * 6 + [by_prefix]])
 
 
 @pytest.mark.parametrize("reward", [0.0, 1.0, 0.1, 1 / 3])
@@ -128,6 +131,7 @@ def batch_terms(recipe: Recipe, expert: tuple[int, ...] = (0, 0, 3), **changed) 
     given = dict(
         advantages=torch.tensor([0.6, -0.4, 0.9]),
         correct=torch.tensor([1.0, 0.0, 1.0]),
+        rewards=torch.tensor([1.0, 0.0, 1.0]),
         lengths=lengths,
         trained_lengths=lengths,
         is_expert=torch.tensor([t < k for k, n in zip(expert, lengths.tolist(), strict=True) for t in range(n)]),
@@ -306,6 +310,9 @@ def test_prefix_tokens_of_high_entropy_alone_have_an_advantage():
         terms.advantage, [0.6, 0.6, -0.4, -0.4, 0.0, 0.9, 0.9]
     )  # two of the expert's: one is kept; one of the policy's
     close(terms.weight, [1 / 7] * 7)  # the idle one counts
+    # the official code: the policy's continuation of a prefix has its reward as advantage, not the reward less a mean
+    own = batch_terms(replace(RECIPES["prefix_rft"], prefix_kept=0.5, advantage="prefix"), (0, 0, 2))
+    close(own.advantage, [0.6, 0.6, -0.4, -0.4, 0.0, 0.9, 1.0])
 
 
 def same_loss(a: str | Recipe, b: str | Recipe, expert: tuple[int, ...] = (0, 0, 0), **changed) -> None:

@@ -300,6 +300,20 @@ def test_summary_of_paradigms():
     assert max(map(len, paradigms.terminal_table([luffy, sequential]).splitlines())) <= 100
 
 
+def test_a_paradigm_may_have_a_change():
+    assert paradigms.parsed("upt") == ("upt", 1.0, ()) and paradigms.parsed("upt:lr=5") == ("upt", 5.0, ())
+    assert paradigms.parsed("prefix_rft:advantage=prefix") == ("prefix_rft", 1.0, ("advantage=prefix",))
+    for wrong, message in {
+        "ppo": "no 'ppo'",
+        "upt:lr=0": "a factor above 0",
+        "upt:lr=fast": "a factor above 0",
+        "upt:gate": "expected FIELD=VALUE",
+        "upt:advantage=mean": "advantage must be one of center",
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            paradigms.parsed(wrong)
+
+
 def test_equal_paradigms_are_rarely_told_apart():
     """One against the best of four, three seeds each, all equal: about 5 % each are "shown" and "not shown"."""
     rng, counts = np.random.default_rng(5), Counter()

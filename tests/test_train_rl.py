@@ -1,6 +1,7 @@
 """The RL loop: on-policy at first, resumed bit for bit, ended by compute or without a signal; and it learns."""
 
 import itertools
+import json
 import os
 import re
 import subprocess
@@ -68,8 +69,16 @@ def test_rl_resume_is_bit_identical(rl, init_dir, tmp_path, monkeypatch):
         stop_after(patch, train_rl, 1)
         train_rl.main(cut)
     assert train_rl.main(replace(cut, resume=True)) == whole
-    a, b = last_weights(tmp_path / "rl"), last_weights(tmp_path / "cut")
-    assert all(torch.equal(a[k], b[k]) for k in a)
+    # a run that has ended goes on with more steps, and says so where its settings are
+    short = replace(rl, out=str(tmp_path / "short"), steps=2)
+    assert train_rl.main(short)[-1]["step"] == 2
+    assert train_rl.main(replace(short, steps=4, resume=True)) == whole
+    assert json.loads((tmp_path / "short" / "config.json").read_text())["steps"] == 4
+    a, b, c = (last_weights(tmp_path / name) for name in ("rl", "cut", "short"))
+    assert all(torch.equal(a[k], b[k]) and torch.equal(a[k], c[k]) for k in a)
+    with pytest.raises(ValueError, match="--steps was 2, is 4"):  # its learning rate was stretched over the two steps
+        train_rl.main(cosine := replace(rl, out=str(tmp_path / "cosine"), steps=2, schedule="cosine"))
+        train_rl.main(replace(cosine, steps=4, resume=True))
 
 
 @pytest.mark.parametrize("algo", ["grpo", "dapo_d", "dapo_dc", "dr_grpo"])

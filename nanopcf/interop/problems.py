@@ -55,12 +55,18 @@ class Recognised(NamedTuple):
 
 # ---- a row ----
 
+OURS = {"prompt", "trajectory", "answer", "meta"}  # as `data.write_jsonl` writes it
+
 
 def recognised(row: dict) -> Recognised:
     """The row in our fields. A row of no known shape comes back as it is.
 
     Raises ValueError naming the field when a part of the problem or the answer cannot be read.
     """
+    if row.keys() == OURS and isinstance(row["answer"], str) and row["answer"].isalnum():
+        return Recognised(
+            "prompt as text", row, {}, []
+        )  # most rows of the nano tasks: nothing to look for, ten times faster
     columns = Columns(row)
     for name in IMAGES:
         if columns.peek(name):

@@ -18,12 +18,22 @@ text       how numbers and names are written
 from pathlib import Path
 
 from nanopcf.report import paradigms
-from nanopcf.report.assembly import assemble, judge, sample_pairs
+from nanopcf.report.assembly import assemble, branch_of, judge, sample_pairs
 from nanopcf.report.figures import draw_figures
 from nanopcf.report.page import html_page, terminal_table
 from nanopcf.run import files, log
 
-__all__ = ["assemble", "draw_figures", "html_page", "judge", "publish", "sample_pairs", "terminal_table", "write"]
+__all__ = [
+    "assemble",
+    "branch_of",
+    "draw_figures",
+    "html_page",
+    "judge",
+    "publish",
+    "sample_pairs",
+    "terminal_table",
+    "write",
+]
 
 
 def publish(report: dict, folder: Path) -> None:

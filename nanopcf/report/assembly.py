@@ -16,6 +16,19 @@ from nanopcf.report.text import label
 from nanopcf.run import log
 
 
+def branch_of(curve: list[dict], steps: int) -> dict:
+    """What a report holds of one RL run: its curve, and what is read from it. steps: how many it was to have."""
+    return {
+        "p_sft": curve[0]["score"],
+        "curve": [{"x": point["x"], "score": point["score"]} for point in curve],
+        "best": max(point["score"] for point in curve),
+        "out_of_signal": curve[-1]["step"] < steps,  # RL ended early: no prompt had a signal any more
+        "train_pass_rate": next((p["pass_rate"] for p in reversed(curve) if p.get("pass_rate") is not None), None),
+        "greedy_before": curve[0]["greedy"],
+        "greedy_after": curve[-1]["greedy"],
+    }
+
+
 def assemble(
     c: Any,
     device: torch.device,

@@ -12,9 +12,11 @@ from typing import Any
 
 import numpy as np
 
+from nanopcf.objectives import RECIPES
 from nanopcf.report.ceilings import SURE, fit_ceiling, sampling_error
 from nanopcf.report.text import ceiling_text, percent
 from nanopcf.run.stages import train_parallel
+from nanopcf.tools import recipes
 
 SYNCHRONISED = ("luffy", "srft", "upt", "prefix_rft")  # SFT and RL in one stage
 PURE_RL = ("grpo", "dapo_d", "dapo_dc")
@@ -22,6 +24,29 @@ LAST = 3  # points at the end of a curve whose mean is its final score
 
 
 # ---- the runs ----
+
+
+def parsed(paradigm: str) -> tuple[str, float, tuple[str, ...]]:
+    """(algorithm, factor of the learning rate, changed choices) of an entry of --paradigms.
+
+    "upt" is the algorithm as it is, "upt:lr=5" has five times the learning rate, "prefix_rft:advantage=prefix" another
+    choice. Raises ValueError for what is none of these.
+    """
+    algo, colon, change = paradigm.partition(":")
+    if algo not in RECIPES:
+        raise ValueError(f"--paradigms: no {algo!r}; there are {', '.join(RECIPES)}")
+    name, _, value = change.partition("=")
+    if name != "lr":
+        choices = (change,) if colon else ()
+        recipes.with_choices(RECIPES[algo], choices)
+        return algo, 1.0, choices
+    try:
+        factor = float(value)
+    except ValueError:
+        factor = 0.0
+    if not 0 < factor < np.inf:
+        raise ValueError(f"--paradigms: {paradigm!r} should have a factor above 0, as in upt:lr=5")
+    return algo, factor, ()
 
 
 def train_all(
@@ -41,18 +66,21 @@ def train_all(
     never = 10**6  # steps: the compute is spent long before
     runs = {}
     for seed in range(c.seed, c.seed + c.paradigm_seeds):
-        for algo in c.paradigms:
+        for paradigm in c.paradigms:
+            algo, lr_factor, choices = parsed(paradigm)
             for name, start in (("base", base_start), ("sft", sft_start)):
-                runs[algo, name, seed, start["x_sft"]] = replace(
-                    rl_from(start, folder / f"{algo}-{name}-{seed}"),
+                runs[paradigm, name, seed, start["x_sft"]] = replace(
+                    rl_from(start, folder / f"{paradigm.replace(':', '-')}-{name}-{seed}"),
                     algo=algo,
+                    set=choices,
+                    lr=lr_factor * c.rl_lr,
                     seed=seed,
                     steps=never,
                     checkpoint_every=never,
                     max_flops=c.paradigm_flops - start["x_sft"],
                     eval_flops=c.paradigm_flops / c.rl_points,
                 )
-    curves = train_parallel("paradigms", train, runs, pool, folder, c.paradigm_flops, "score", of="x")
+    curves = train_parallel("paradigms", train, runs, pool, folder, "score")
     compared = []
     for (algo, name, seed, x_sft), curve in curves.items():
         total_curve = [{"x": x_sft + point["x"], "score": point["score"]} for point in curve]
@@ -124,10 +152,9 @@ def judge_claims(rows: list[dict], problems: int) -> list[dict]:
 
     A claim compares the best row on either side, and is left out where a side has no row. problems: of a score.
     """
-    by_key = {(row["algo"], row["start"]): row for row in rows}
 
     def group(algos: tuple[str, ...], start: str) -> list[dict]:
-        return [by_key[algo, start] for algo in algos if (algo, start) in by_key]
+        return [row for row in rows if row["start"] == start and row["algo"].partition(":")[0] in algos]
 
     sequential, pure_sft = group(("dapo_dc",), "sft"), group(("sft",), "base") + group(("sft",), "sft")
     comparisons = {
@@ -202,8 +229,8 @@ def cells(row: dict) -> list[str]:
 
 
 def terminal_table(rows: list[dict]) -> str:
-    """One line per row; at most 100 columns."""
-    widths = [6, 12, 7, 14, 7, 8, 21, 0]
+    """One line per row; at most 100 columns if no paradigm has a change in its name."""
+    widths = [6, max([12, *(len(row["algo"]) + 2 for row in rows)]), 7, 14, 7, 8, 21, 0]
     lines = [HEAD, *map(cells, rows)]
     return "\n".join(
         "".join(f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines

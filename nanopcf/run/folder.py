@@ -40,7 +40,7 @@ def open_run(out: str | Path, config: object, resume: bool, *, free: tuple[str, 
         yield out
         return
     with lock(out):
-        settings = {k: v for k, v in as_saved(asdict(config)).items() if k not in ("resume", *free)}
+        settings = {k: v for k, v in as_saved(asdict(config)).items() if k != "resume"}
         path, now = out / "config.json", fingerprints(settings)
         if not path.exists():
             write_json(path, settings | {FINGERPRINTS: now})
@@ -49,12 +49,13 @@ def open_run(out: str | Path, config: object, resume: bool, *, free: tuple[str, 
         # A setting that was unknown when the run began has its default.
         saved = as_saved({f.name: f.default for f in fields(config) if f.default is not MISSING}) | read_json(path)
         for k in settings:
-            if saved.get(k) != settings[k]:
+            if saved.get(k) != settings[k] and k not in free:
                 was_and_is = f"{flag(k)} was {saved.get(k)!r}, is {settings[k]!r}"
                 raise ValueError(f"{out} holds a run of another config: {was_and_is}; choose another --out")
         for file, was in saved.get(FINGERPRINTS, {}).items():  # older runs have none
             if now.get(file) != was:
                 raise ValueError(f"{file} has changed since the run in {out} began; choose another --out")
+        write_json(path, saved | settings)  # with the free ones as they are now
         parallel.wait()
         yield out
 

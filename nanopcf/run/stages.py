@@ -13,7 +13,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Collection, Hashable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
@@ -142,13 +142,13 @@ def run_parallel(
     jobs: dict[Hashable, tuple],
     pool: ProcessPoolExecutor,
     folder: Path,
-    progress: Callable[[], tuple[float, str]] | None = None,
+    progress: Callable[[Collection[Hashable]], tuple[float, str]] | None = None,
 ) -> dict[Hashable, Any]:
     """{name: function(*arguments)} for jobs {name: (function, *arguments)}, under one progress bar.
 
-    As many jobs run at a time as the pool has workers; their messages go to log.txt in the folder. progress() -> (share
-    that is done, from 0 to 1; text for the bar) is called again and again. Without it the bar shows how many jobs
-    ended.
+    As many jobs run at a time as the pool has workers; their messages go to log.txt in the folder. progress(names of
+    the jobs that ended) -> (share that is done, from 0 to 1; text for the bar) is called again and again. Without it
+    the bar shows how many jobs ended.
     """
     results: dict[Hashable, Any] = {}
     shape = "{desc:<12} {percentage:3.0f}% |{bar:24}| {elapsed}<{remaining}{postfix}"
@@ -161,7 +161,7 @@ def run_parallel(
                 ended, pending = wait(pending, timeout=interval, return_when=FIRST_COMPLETED)
                 for future in ended:
                     results[names[future]] = future.result()
-                share, text = progress() if progress else (len(results) / len(jobs), "")
+                share, text = progress(results) if progress else (len(results) / len(jobs), "")
                 bar.set_postfix_str(text, refresh=False)
                 bar.update(round(100 * share) - bar.n if pending else 100 - bar.n)
                 bar.refresh()
@@ -175,37 +175,34 @@ def run_parallel(
 
 
 def train_parallel(
-    label: str,
-    train: Callable,
-    configs: dict[Hashable, Any],
-    pool: ProcessPoolExecutor,
-    folder: Path,
-    total: float,
-    shown: str,
-    *,
-    of: str = "step",
+    label: str, train: Callable, configs: dict[Hashable, Any], pool: ProcessPoolExecutor, folder: Path, shown: str
 ) -> dict[Hashable, Any]:
     """{name: train(config)} for training runs {name: config}, under one progress bar.
 
-    The bar follows each run's metrics.jsonl: the run is through when the column `of` reaches `total`. Beside the bar
-    stands the newest value of the column `shown`, val_loss or score, of a run that still goes on.
+    The bar follows each run's metrics.jsonl, to the run's `steps` or, where it has such a limit, to its `max_flops`.
+    Beside the bar stands the newest value of the column `shown`, val_loss or score, of a run that still goes on.
     """
     text = {"val_loss": "val loss {:.3f}", "score": "score {:.1%}"}[shown]
 
-    def progress() -> tuple[float, str]:
+    def done(config: Any) -> tuple[float, str]:
+        """The share of a run that its metrics.jsonl shows, and the text on it."""
+        path = Path(config.out) / "metrics.jsonl"
+        rows = read_metrics(path) if path.exists() else []
+        values = [row[shown] for row in rows if shown in row]
+        most = getattr(config, "max_flops", 0.0)
+        share = 0.0
+        if rows:
+            share = rows[-1].get("x", 0) / most if most else rows[-1].get("step", 0) / config.steps
+        return min(1.0, share), f"{Path(config.out).name}: {text.format(values[-1])}" if values else ""
+
+    before = {name: done(config)[0] for name, config in configs.items()}  # of runs that go on
+
+    def progress(ended: Collection[Hashable]) -> tuple[float, str]:
         share, latest = 0.0, ""
-        for out in (Path(c.out) for c in configs.values()):
-            path = out / "metrics.jsonl"
-            rows = read_metrics(path) if path.exists() else []
-            values = [row[shown] for row in rows if shown in row]
-            # the trainers write one of these files as the last thing they do
-            ended = (out / "checkpoints.json").exists() or (out / "curve.json").exists()
-            if ended:
-                share += 1
-            elif rows:
-                share += min(1, rows[-1].get(of, 0) / total)
-            if values and not ended:
-                latest = f"{out.name}: {text.format(values[-1])}"
+        for name, config in configs.items():
+            now, text = (1.0, "") if name in ended else done(config)
+            share += 1.0 if before[name] == 1 else (now - before[name]) / (1 - before[name])
+            latest = text or latest
         return share / len(configs), latest
 
     jobs = {name: (train, c) for name, c in configs.items()}
