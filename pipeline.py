@@ -3,7 +3,7 @@ ceilings.
 
     python pipeline.py                              about five minutes on two CPU cores; writes runs/demo/report.html
     python pipeline.py --preset tiny                under a minute
-    python pipeline.py --preset study --out runs/s  about an hour
+    python pipeline.py --preset study --seeds 3     about an hour
     python pipeline.py --resume                     continue; a changed flag reruns only what depends on it
     python pipeline.py --preset smollm2 --model DIR --data F.jsonl --test-data T.jsonl      a real model, real problems
 
@@ -68,6 +68,7 @@ class PipelineConfig(config.Config):
     workers: Natural = 0  # processes at a time (0: one per core)
     threads: Natural = 0  # threads of a process (0: found by a probe)
     seed: Natural = 0  # of everything
+    seeds: Count = 1  # more: run again with the next seeds, and pool what they say
     device: Device = "auto"  # auto, cpu, cuda or mps
     resume: bool = False  # continue the run in --out
 
@@ -86,15 +87,11 @@ class PipelineConfig(config.Config):
             raise ValueError("--candidates must name at least one set, and none twice")
         config.one_of(self, every_regime=self.candidates)
         if not 1 <= self.rl_points <= self.rl_steps:
-            raise ValueError(
-                f"--rl-points must be from 1 to --rl-steps, got {self.rl_points}; a ceiling needs 4 or more"
-            )
+            raise ValueError(f"--rl-points must be from 1 to --rl-steps, got {self.rl_points}; a ceiling needs 4")
         if self.pack_length <= self.max_new_tokens:
             raise ValueError("--pack-length must be above --max-new-tokens: it holds a prompt and its answer")
         if self.allocate == "rounds" and RECIPES[self.algo].expert == "prefix":
-            raise ValueError(
-                f"--allocate off is needed with {self.algo}: its prefixes shrink over a known number of steps"
-            )
+            raise ValueError(f"--allocate off is needed with {self.algo}: its prefixes shrink over all steps")
         if self.sft_checkpoints > self.sft_steps:
             raise ValueError("--sft-checkpoints can't be above --sft-steps")
 
@@ -116,18 +113,20 @@ from nanopcf.data import Format, check_disjoint, read_examples, write_jsonl
 from nanopcf.evaluate import EvaluateConfig
 from nanopcf.model import NANO, ModelConfig, Transformer
 from nanopcf.objectives import RECIPES
-from nanopcf.report import paradigms
+from nanopcf.report import paradigms, study
 from nanopcf.run import files, log, machine
 from nanopcf.run.folder import checkpoints, lock
 from nanopcf.run.stages import Stages, resumable, run_parallel, train_parallel, worker_pool
-from nanopcf.scoring import greedy_answers, score_checkpoint
+from nanopcf.scoring import score_checkpoint
 from nanopcf.tasks import FAMILIES, nano_tokenizer
 
 # ---- the experiment ----
 
 
 def main(c: PipelineConfig) -> dict:
-    """Run the experiment, alone in its folder, and return the report."""
+    """Run the experiment, alone in its folder, and return the report; with several seeds, run each and pool them."""
+    if c.seeds > 1:
+        return study.run_seeds(c, main)
     device = machine.choose_device(c.device)
     out = Path(c.out or f"runs/{c.preset}")
     if (out / "config.json").exists() and not c.resume:
@@ -182,7 +181,7 @@ def run_experiment(c: PipelineConfig, out: Path, device: torch.device, threads: 
 
         paradigm_runs = stages.run("paradigms", settings, paradigms.train_all, selection, rl_from, train_rl.main, pool)
 
-    samples = compare_answers(c, data, branches)
+    samples = report.sample_answers(branches, data["test"], lambda model: scoring(c, model, data))
     parts = base, candidates, selection, branches, paradigm_runs, samples
     result = report.assemble(c, device, *parts, problems=len(read_examples(data["test"])), elapsed_s=stages.elapsed)
     report.publish(result, out)
@@ -319,9 +318,7 @@ def train_candidates(
             **training(c),
         )
     tables = train_parallel("SFT", train_sft.main, runs, pool, folder, "val_loss")
-    models = {}
-    for name in runs:
-        models |= {(name, step): str(path) for step, path in checkpoints(folder / name)}
+    models = {(name, step): str(path) for name in runs for step, path in checkpoints(folder / name)}
     scores = score_all("SFT scores", c, models, data, pool, folder)
 
     candidates = []
@@ -389,25 +386,18 @@ def train_branches(
     for start in selection["starts"]:
         out = folder / f"{start['dataset']}@{start['sft_step']}"
         runs[out.name] = rl_config(c, starting_model(start, base, folder.parent), data, out)
-
-    def train(some: dict) -> dict:
-        return train_parallel("RL", train_rl.main, some, pool, folder, "score")
-
-    problems = len(read_examples(data["test"]))
-    curves, steps = train_in_rounds(runs, train, folder / "granted.json", problems, even=c.allocate == "off")
+    curves, steps = train_in_rounds(
+        runs,
+        lambda some: train_parallel("RL", train_rl.main, some, pool, folder, "score"),
+        folder / "granted.json",
+        problems=len(read_examples(data["test"])),
+        even=c.allocate == "off",
+    )
     branches = []
     for start, (name, curve) in zip(selection["starts"], curves.items(), strict=True):
         policies = {"before": runs[name].model, "after": str(checkpoints(folder / name)[-1][1])}
         branches.append(start | report.branch_of(curve, steps[name]) | policies)
     return branches
-
-
-def compare_answers(c: PipelineConfig, data: dict, branches: list[dict]) -> list[dict]:
-    """Test problems with the greedy answers before and after RL, for the branch from SFT that RL improved most."""
-    improved = max((b for b in branches if b["dataset"] != "base"), key=lambda b: b["best"] - b["p_sft"])
-    examples = read_examples(data["test"], need=("prompt", "answer"))[:128]
-    before, after = (greedy_answers(scoring(c, improved[when], data), examples) for when in ("before", "after"))
-    return [{"dataset": improved["dataset"], **pair} for pair in report.sample_pairs(examples, before, after)]
 
 
 if __name__ == "__main__":

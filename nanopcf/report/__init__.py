@@ -8,6 +8,7 @@ check      what a report.json must hold
 claims     the paper's statements held against them
 agreement  does the validation loss order the ceilings?
 paradigms  algorithms at equal compute: their runs, rows and claims
+study      several seeds of one experiment, and what they say together
 page       the HTML page and the terminal's table
 figures    the pictures
 text       how numbers and names are written
@@ -18,7 +19,7 @@ text       how numbers and names are written
 from pathlib import Path
 
 from nanopcf.report import paradigms
-from nanopcf.report.assembly import assemble, branch_of, judge, sample_pairs
+from nanopcf.report.assembly import assemble, branch_of, judge, sample_answers
 from nanopcf.report.figures import draw_figures
 from nanopcf.report.page import html_page, terminal_table
 from nanopcf.run import files, log
@@ -30,7 +31,7 @@ __all__ = [
     "html_page",
     "judge",
     "publish",
-    "sample_pairs",
+    "sample_answers",
     "terminal_table",
     "write",
 ]

@@ -43,20 +43,30 @@ def agreement_of_draws(min_val_losses: Sequence[float], ceilings: np.ndarray) ->
     ceilings has a Spearman correlation at least as low, mean over the draws (so no p-value in the strict sense).
     probability: of a Spearman correlation of at most FOLLOWS. All are None for fewer than 3 sets and for equal losses.
     """
-    n, ranks = len(ceilings), _ranks(min_val_losses)
+    n, spearman = len(ceilings), spearman_of_draws(min_val_losses, ceilings)
     result: dict[str, object] = dict.fromkeys(("spearman", "spearman_interval", "pearson", "p_value", "probability"))
-    if n > 2 and np.ptp(ranks) > 0:  # of two sets the correlation is 1 or -1, whatever they are
-        ceiling_ranks = ceilings.argsort(axis=0).argsort(axis=0).T + 1.0  # (R, n)
-        spearman = _correlations(ranks, ceiling_ranks)  # (R,)
+    if spearman is not None:
         low, middle, high = np.quantile(spearman, [0.05, 0.5, 0.95])
         result = {
             "spearman": float(middle),
             "spearman_interval": (float(low), float(high)),
             "pearson": float(np.median(_correlations(np.array(min_val_losses), ceilings.T))),
-            "p_value": float(_share_as_low(ranks, np.arange(1.0, n + 1), spearman).mean()),
+            "p_value": float(_share_as_low(_ranks(min_val_losses), np.arange(1.0, n + 1), spearman).mean()),
             "probability": float((spearman <= FOLLOWS + 1e-12).mean()),
         }
     return result | {"n": n}
+
+
+def spearman_of_draws(guide: Sequence[float], ceilings: np.ndarray) -> np.ndarray | None:
+    """Spearman's correlation of a guide, such as the loss, with each draw of the ceilings (n, R): (R,).
+
+    None for fewer than 3 sets, of which the correlation is 1 or -1 whatever they are, and for a guide that is the same
+    for all.
+    """
+    ranks = _ranks(guide)
+    if len(ranks) < 3 or np.ptp(ranks) == 0:
+        return None
+    return _correlations(ranks, ceilings.argsort(axis=0).argsort(axis=0).T + 1.0)
 
 
 def _share_as_low(ranks: np.ndarray, others: np.ndarray, spearman: np.ndarray) -> np.ndarray:

@@ -1,19 +1,22 @@
 """From the results of a pipeline's stages to its report, with what follows: ceilings, correlations, claims."""
 
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import torch
 
-from nanopcf.data import Example
+from nanopcf.data import Example, read_examples
+from nanopcf.evaluate import EvaluateConfig
 from nanopcf.report import paradigms
 from nanopcf.report.agreement import agreement, agreement_of_draws
 from nanopcf.report.ceilings import fit_ceiling
 from nanopcf.report.check import check
-from nanopcf.report.claims import answer, judge_claims
+from nanopcf.report.claims import Draws, answer, judge_claims
 from nanopcf.report.text import label
 from nanopcf.run import log
+from nanopcf.scoring import greedy_answers
 
 
 def branch_of(curve: list[dict], steps: int) -> dict:
@@ -76,16 +79,7 @@ def judge(report: dict) -> dict:
     """
     check(report)
     problems = report.get("problems", report["flags"].get("test"))  # older reports have the flag only
-    branches, draws = [], {}
-    for i, branch in enumerate(report["branches"]):
-        try:
-            ceiling, draws_here = fit_ceiling(
-                branch["curve"], branch["p_sft"], problems, seed=i, out_of_signal=branch.get("out_of_signal", False)
-            )
-        except ValueError as error:
-            raise ValueError(f"report: the curve of {label(branch)}: {error}") from None
-        branches.append(branch | ceiling)
-        draws[branch["dataset"], branch["sft_step"]] = draws_here
+    branches, draws = fit_branches(report["branches"], problems)
 
     branch_at = dict(zip(draws, branches, strict=True))
     ranking = []
@@ -107,6 +101,31 @@ def judge(report: dict) -> dict:
     judged |= {"problems": problems, "paradigms": rows}
     claims = judge_claims(judged, draws) + paradigms.judge_claims(rows, problems)
     return judged | {"answer": answer(judged, draws), "claims": claims}
+
+
+def fit_branches(branches: list[dict], problems: int) -> tuple[list[dict], Draws]:
+    """The branches with the ceilings of their curves, and draws of these."""
+    fitted, draws = [], {}
+    for i, branch in enumerate(branches):
+        ended = branch.get("out_of_signal", False)
+        try:
+            ceiling, drawn = fit_ceiling(branch["curve"], branch["p_sft"], problems, seed=i, out_of_signal=ended)
+        except ValueError as error:
+            raise ValueError(f"report: the curve of {label(branch)}: {error}") from None
+        fitted.append(branch | ceiling)
+        draws[branch["dataset"], branch["sft_step"]] = drawn
+    return fitted, draws
+
+
+def sample_answers(branches: list[dict], test: str, scoring: Callable[[str], EvaluateConfig]) -> list[dict]:
+    """Test problems with the greedy answers before and after RL, for the branch from SFT that RL improved most.
+
+    branches: with the checkpoints `before` and `after`; test: the file of problems; scoring(checkpoint): how to answer.
+    """
+    improved = max((b for b in branches if b["dataset"] != "base"), key=lambda b: b["best"] - b["p_sft"])
+    examples = read_examples(test, need=("prompt", "answer"))[:128]
+    before, after = (greedy_answers(scoring(improved[when]), examples) for when in ("before", "after"))
+    return [{"dataset": improved["dataset"], **pair} for pair in sample_pairs(examples, before, after)]
 
 
 def sample_pairs(examples: list[Example], before: list[tuple[str, bool]], after: list[tuple[str, bool]]) -> list[dict]:

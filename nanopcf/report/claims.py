@@ -1,48 +1,67 @@
 """What the paper says, and what this run shows.
 
-Each claim gets the probability that it is true in this run, from draws of the ceilings that it compares. From 95 % on
-it is "shown"; where its opposite has 95 %, "not shown"; between them it is "not resolved", and the probability stands
-beside it. A run has one seed, so what another seed would have given is not in these probabilities.
+Each claim says that one value lies above another, and both are known by their draws: it gets the probability that it is
+true in this run. From 95 % on it is "shown"; where its opposite has 95 %, "not shown"; between them it is "not
+resolved", and the probability stands beside it. A run has one seed, so what another seed would have given is not in
+these probabilities: `study` has that.
 """
+
+from typing import NamedTuple
 
 import numpy as np
 
-from nanopcf.report.agreement import FOLLOWS
+from nanopcf.report.agreement import FOLLOWS, spearman_of_draws
 from nanopcf.report.ceilings import probability_above, sampling_error, verdict
 from nanopcf.report.text import ceiling_text, correlation, label, percent, si
 
 Draws = dict[tuple[str, int], np.ndarray]  # (data set, SFT step) of a branch -> draws of its ceiling (R,)
 
 
+class Contest(NamedTuple):
+    """A claim: what `high` stands for is above what `low` stands for."""
+
+    claim: str
+    high: np.ndarray  # (R,) draws of a score, or of a correlation
+    low: np.ndarray  # (R,)
+    evidence: str
+
+
 def judge_claims(report: dict, draws: Draws) -> list[dict]:
     """The paper's claims that this run can be held against: {claim, verdict, probability, evidence}."""
+    return [
+        entry(contest.claim, probability_above(contest.high, contest.low), contest.evidence)
+        for contest in contests(report, draws)
+    ]
+
+
+def contests(report: dict, draws: Draws) -> list[Contest]:
+    """The paper's claims, with the draws of what each compares."""
     branches, starts, base = starts_of(report)
     # The chosen start stands for SFT-then-RL: the best of all branches would be the luckiest one too.
     chosen = starts[report["selector"]["chosen"]]
 
-    def higher(claim: str, high: tuple, low: tuple) -> dict:
+    def higher(claim: str, high: tuple, low: tuple, more: str = "") -> Contest:
         """Is the ceiling of one branch above that of another?"""
         evidence = "; ".join(f"{label(branches[key])} {ceiling_text(branches[key])}" for key in (high, low))
-        return entry(claim, probability_above(draws[high], draws[low]), evidence)
+        return Contest(claim, draws[high], draws[low], evidence + more)
 
-    entries = []
+    found = []
     if base:
-        claim = higher("SFT-then-RL has a higher ceiling than pure RL (RQ1)", chosen, base)
-        claim["evidence"] += at_equal_compute(branches[chosen], branches[base])
-        entries.append(claim)
-    entries.append(above_pure_sft(branches[chosen], draws[chosen], report))
+        more = at_equal_compute(branches[chosen], branches[base])
+        found.append(higher("SFT-then-RL has a higher ceiling than pure RL (RQ1)", chosen, base, more))
+    found.append(above_pure_sft(branches[chosen], draws[chosen], report))
     for name, start in starts.items():
         others = {branch["regime"]: key for key, branch in branches.items() if key[0] == name and key != start}
         if "adaptive" in others:
             claim = f"{name}: a stable start has a higher ceiling than an adaptive one (RQ2)"
-            entries.append(higher(claim, start, others["adaptive"]))
+            found.append(higher(claim, start, others["adaptive"]))
         if "severe" in others:
-            entries.append(higher(f"{name}: severe overfitting lowers the ceiling (RQ2)", start, others["severe"]))
-    entries += loss_claim(report["selector"])
+            found.append(higher(f"{name}: severe overfitting lowers the ceiling (RQ2)", start, others["severe"]))
+    found += loss_claim(report["selector"], starts, draws)
     sets = [candidate for candidate in report["candidates"] if candidate["name"] in starts]
     for claim, high, low in scale_claims(sets) + difficulty_claims(sets):
-        entries.append(higher(claim, starts[high], starts[low]))
-    return entries
+        found.append(higher(claim, starts[high], starts[low]))
+    return found
 
 
 def starts_of(report: dict) -> tuple[dict, dict, tuple | None]:
@@ -96,14 +115,13 @@ def at_equal_compute(branch: dict, pure_rl: dict) -> str:
     return f"; best scores at a total of {si(spent)}: {percent(max(within))} and {percent(pure_rl['best'])}"
 
 
-def above_pure_sft(branch: dict, draws: np.ndarray, report: dict) -> dict:
+def above_pure_sft(branch: dict, draws: np.ndarray, report: dict) -> Contest:
     """Is the ceiling above the best score of any SFT checkpoint, of which some luck is a part?"""
     sft = best_sft(report)
     noise = sampling_error(sft, report["problems"])
     sft_draws = sft + noise * np.random.default_rng(len(report["branches"])).normal(size=len(draws))
     evidence = f"{label(branch)} {ceiling_text(branch)}; best of all SFT checkpoints {percent(sft)} ± {percent(noise)}"
-    claim = "SFT-then-RL has a ceiling above pure SFT (RQ1)"
-    return entry(claim, probability_above(draws, sft_draws), evidence)
+    return Contest("SFT-then-RL has a ceiling above pure SFT (RQ1)", draws, sft_draws, evidence)
 
 
 def best_sft(report: dict) -> float:
@@ -114,16 +132,20 @@ def best_sft(report: dict) -> float:
 # ---- RQ3: which data ----
 
 
-def loss_claim(selector: dict) -> list[dict]:
+def loss_claim(selector: dict, starts: dict, draws: Draws) -> list[Contest]:
     """Does the loss order the ceilings? Two sets, or sets that are all alike, cannot say."""
-    if selector["probability"] is None:
+    ranking = selector["ranking"]
+    ceilings = np.array([draws[starts[row["name"]]] for row in ranking])  # (sets, R)
+    spearman = spearman_of_draws([row["min_val_loss"] for row in ranking], ceilings)
+    if spearman is None:
         return []
     evidence = (
         f"{agreement_text(selector)}; a random order is so low with probability {selector['p_value']:.2f}; "
         f"of the loss and P_sft {correlation(selector['spearman_p_sft'])}"
     )
     claim = f"A lower minimum validation loss goes with a higher ceiling (RQ3: Spearman at most {FOLLOWS})"
-    return [entry(claim, selector["probability"], evidence)]
+    at_most = np.full_like(spearman, FOLLOWS + 1e-9)  # a correlation of just FOLLOWS is low enough
+    return [Contest(claim, at_most, spearman, evidence)]
 
 
 def agreement_text(selector: dict) -> str:
