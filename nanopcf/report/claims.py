@@ -174,9 +174,11 @@ def difficulty_claims(sets: list[dict]) -> list[tuple[str, str, str]]:
     """The same for sets of one size and different difficulty."""
     claims = []
     for harder, easier in (("hard", "uniform"), ("uniform", "easy")):
-        claim = f"Difficulty: {harder} trajectories give a higher ceiling than {easier} ones (RQ3)"
         for a in sets:
             for b in sets:
                 if a["size"] == b["size"] and (a["difficulty"], b["difficulty"]) == (harder, easier):
+                    claim = (
+                        f"Difficulty: {a['size']} {harder} trajectories give a higher ceiling than {easier} ones (RQ3)"
+                    )
                     claims.append((claim, a["name"], b["name"]))
     return claims

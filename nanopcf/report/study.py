@@ -7,9 +7,9 @@ experiment. For every claim each seed gives draws of a margin, by how much one v
 seeds together give the mean margin with two errors: what each curve leaves open, and the spread between the seeds, by
 Student's t. So three seeds that agree can show a claim, and three that differ cannot.
 
-Beside the paper's claims stand three questions of ours: does the validation loss order the ceilings better than P_sft
-does, or than pass@k; how much ceiling does each guide cost whose favourite set is taken; and would the first half of
-the RL curves have been enough to choose?
+Beside the paper's claims stand questions of ours: does the validation loss order the ceilings better than P_sft does,
+or than pass@k; how much ceiling does each guide cost whose favourite set is taken; would the first half of the RL
+curves have been enough to choose; and does RL from an overfitted start end lower, wherever its ceiling may be?
 """
 
 import datetime
@@ -25,7 +25,7 @@ import torch
 from nanopcf.report import paradigms
 from nanopcf.report.agreement import spearman_of_draws
 from nanopcf.report.assembly import fit_branches
-from nanopcf.report.ceilings import probability_above, verdict
+from nanopcf.report.ceilings import probability_above, sampling_error, verdict
 from nanopcf.report.claims import Contest, Draws, contests, starts_of
 from nanopcf.report.study_figures import draw_study
 from nanopcf.report.text import claim_text, percent
@@ -68,9 +68,10 @@ def publish(reports: list[dict], folder: Path) -> dict:
 def pool(reports: list[dict]) -> dict:
     """{seeds, claims, guides, paradigms} of judged reports of one experiment, one per seed."""
     drawn = [fit_branches(report["branches"], report["problems"])[1] for report in reports]
-    of_seeds = [
-        contests(report, draws) + guide_contests(report, draws) for report, draws in zip(reports, drawn, strict=True)
-    ]
+    of_seeds = []
+    for report, draws in zip(reports, drawn, strict=True):
+        found = contests(report, draws) + guide_contests(report, draws) + level_contests(report)
+        of_seeds.append(found + over_sets(found, [row["name"] for row in report["selector"]["ranking"]]))
     claims = [pooled(name, of_seeds) for name in dict.fromkeys(c.claim for found in of_seeds for c in found)]
     problems = min(report["problems"] for report in reports)
     rows = paradigms.summarise([run for report in reports for run in report["paradigm_runs"]], problems)
@@ -142,6 +143,48 @@ def guide_contests(report: dict, draws: Draws) -> list[Contest]:
         claim = f"The validation loss orders the ceilings better than {name} (ours)"
         found.append(Contest(claim, orders["validation loss"], orders[name], f"Spearman with the ceiling: {medians}"))
     return found
+
+
+def level_contests(report: dict) -> list[Contest]:
+    """Does RL from a severely overfitted start end lower than from the stable one, after the same number of steps?
+
+    Such runs often end for want of a signal, and then no curve identifies a ceiling; the level where they end is known.
+    """
+    rng = np.random.default_rng(0)
+    branches, starts, _ = starts_of(report)
+
+    def level(branch: dict) -> np.ndarray:
+        """Draws (R,) of the mean of the last three scores, which other test problems would have changed."""
+        mean = np.mean([point["score"] for point in branch["curve"][-3:]])
+        return mean + sampling_error(mean, report["problems"]) * rng.normal(size=2000)
+
+    found = []
+    for name, start in starts.items():
+        for key, branch in branches.items():
+            if key[0] == name and branch["regime"] == "severe" and key != start:
+                stable, severe = level(branches[start]), level(branch)
+                claim = f"{name}: RL from a severe start ends lower than from the stable one (ours)"
+                found.append(Contest(claim, stable, severe, f"{percent(stable.mean())}; {percent(severe.mean())}"))
+    return found
+
+
+def over_sets(found: list[Contest], names: list[str]) -> list[Contest]:
+    """The claims that are made about one set each, once more about the mean over the sets."""
+    alike: dict[str, list[Contest]] = {}
+    for contest in found:
+        name, _, claim = contest.claim.partition(": ")
+        if name in names:
+            alike.setdefault(claim, []).append(contest)
+    return [
+        Contest(
+            f"mean of {len(group)} sets: {claim}",
+            np.mean([contest.high for contest in group], axis=0),
+            np.mean([contest.low for contest in group], axis=0),
+            "; ".join(contest.evidence for contest in group),
+        )
+        for claim, group in alike.items()
+        if len(group) > 1
+    ]
 
 
 def regrets(report: dict, draws: Draws) -> dict[str, dict]:
