@@ -54,21 +54,21 @@ class PipelineConfig(config.Config):
     every_regime: tuple[str, ...] = ("uniform-100",)  # sets with a branch per regime
     algo: str = "dapo_dc"  # RL algorithm, see train_rl.py --list
     rl_prompts: Count = 3000  # problems that RL trains on
-    rl_steps: Count = 120  # batches of rollouts per branch, on average
+    rl_steps: Count = 120  # batches of rollouts per branch (mean)
     rl_batch: Count = 128  # prompts per batch, and per round
     rl_rounds: Count = 1  # most rounds, with dynamic sampling
     rl_update: Count = 16  # prompts per optimizer step
     rl_group: Count = 8  # answers per prompt
     rl_lr: Positive = 7e-4  # learning rate of RL
     rl_points: int = 15  # points of a curve
-    allocate: Literal["rounds", "off"] = "rounds"  # RL where ceilings are open, or an even split
-    paradigms: tuple[str, ...] = ()  # algorithms at equal compute, or like upt:lr=5
+    allocate: Literal["rounds", "off"] = "rounds"  # more where ceilings are open, or off
+    paradigms: tuple[str, ...] = ()  # at equal compute; also like upt:lr=5
     paradigm_flops: Positive = 1e12  # FLOPs of each, its SFT included
     paradigm_seeds: Count = 3  # runs of each
     workers: Natural = 0  # processes at a time (0: one per core)
     threads: Natural = 0  # threads of a process (0: found by a probe)
     seed: Natural = 0  # of everything
-    seeds: Count = 1  # more: run again with the next seeds, and pool what they say
+    seeds: Count = 1  # several: pool the runs of these seeds
     device: Device = "auto"  # auto, cpu, cuda or mps
     resume: bool = False  # continue the run in --out
 
