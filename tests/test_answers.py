@@ -73,7 +73,6 @@ EQUAL = [
     ("x=1, y=2", "y=2, x=1"),
     (r"x \in \{2,3\}", "2, 3"),
     (r"x = 2 \text{ or } x = 3", "2, 3"),
-    ("30+42=72", "72"),
     ("x < 3", "x<3"),
     ("x<3", "3>x"),
     (r"x \leq 3", "x ≤ 3"),
@@ -97,7 +96,6 @@ EQUAL = [
     ("expected value = 12", "12"),
     ("|AB|=7", "7"),
     ("f^{-1}(2)=7", "7"),
-    ("6*7+30=72", "72"),
 ]
 DIFFERENT = [
     ("5", "6"),
@@ -158,6 +156,8 @@ DIFFERENT = [
 ]
 # What math-verify tells. Where it isn't installed they count as different.
 BY_VALUE = [
+    ("30+42=72", "72"),
+    ("6*7+30=72", "72"),
     ("2n-2", "2(n-1)"),
     (r"\frac{n(n+1)}{2}", r"\binom{n+1}{2}"),
     (r"(x+1)^2", r"x^2+2x+1"),

@@ -96,7 +96,7 @@ def tidy(text: str) -> str:
     text = text.replace("$", " ").replace("€", "＄").replace("£", "＄")
     for pattern, by in SPELLINGS:
         text = pattern.sub(by, text)
-    text = text.strip(" *").rstrip(",;:\\ ")
+    text = text.strip(" *").rstrip(",;:\\。 ")
     if text.endswith(".") and not text.endswith(".."):
         text = text[:-1].rstrip()
     if text.endswith(")") and text.count(")") > len(re.findall(r"[(\[]", text)):  # "(35 + 70 = 105)." after the "="
