@@ -291,20 +291,17 @@ def is_words(text: str) -> bool:
     plain = re.sub(r"[«»]", " ", text)
     if plain.strip(" .!").lower() in YES_OR_NO:
         return True
-    if not re.fullmatch(r"[A-Za-z' .,!?\-]+", plain):
-        return False
-    return bool(re.search(r"[A-Za-z]{3}|[A-Z][A-Za-z]", plain) or re.search(r"«[^»]*[A-Za-z]{2}", text))
+    found = re.search(r"[A-Za-z]{3}|[A-Z][A-Za-z]", plain) or re.search(r"«[^»]*[A-Za-z]{2}", text)
+    return bool(found and re.fullmatch(r"[A-Za-z' .,!?\-]+", plain))
 
 
 def words(text: str) -> str:
     """Words with small letters, where their capitals mean nothing: "Friday" is friday, but CAB is not cab."""
     found = re.sub(r"[«».,!?]", " ", text).split()
-    if len(found) == 1 and found[0].lower() in YES_OR_NO:
-        return found[0].lower()
     if len(found) > 1 and found[0].lower() in ("the", "a", "an"):
         found = found[1:]
-    folded = [w.lower() if re.fullmatch(r"[A-Z]?[a-z',-]{2,}|[A-Z]{5,}", w) else w for w in found]
-    return " ".join(folded)
+    plain = re.compile(r"[A-Z]?[a-z'-]{2,}|[A-Z]{5,}")
+    return " ".join(w.lower() if plain.fullmatch(w) or w.lower() in YES_OR_NO else w for w in found)
 
 
 CHOICE = re.compile(r"\(?\s?([A-Ja-j])\s?(?:\)|[.:](?=\s|$)|$|(?=\s*[).:])|,\s[a-z]|(?=[^\x00-\x7f]))")
@@ -332,26 +329,20 @@ SIGN = re.compile(r"[A-Za-z\\^+*/!|]|\d\s?-")  # what a formula has: "15 12 04" 
 TOO_LARGE = re.compile(r"\^[\s{(]{0,3}\w{1,20}\s?\^[\s{(]{0,3}\w{1,20}\s?\^|\^\s?\{?-?\d{5}|\d{4}\s?!|!\s?[)}]?\s?!")
 
 
+GUESSED = re.compile(r"[«»,;&]|\.\.\.|\\[^A-Za-z]|[A-Za-z]{4}|^\s*$")
+
+
 def formulas(*texts: str) -> bool:
     """Can these be read as formulas, without anything that math-verify would guess at?"""
-    for text in texts:
-        commands = set(re.findall(r"\\([A-Za-z]+)", re.sub(NAMED + r"|_\{[^{}]{1,20}\}", "", text)))
-        if not commands <= KNOWN | GREEK:
-            return False
-        if (
-            not text.strip()
-            or TOO_LARGE.search(text)
-            or re.search(r"[«»,;&]|\.\.\.|\\[^A-Za-z]|[A-Za-z]{4}", re.sub(r"\\[A-Za-z]+", " ", text))
-        ):
-            return False
-    return True
+    commands = re.findall(r"\\([A-Za-z]+)", re.sub(NAMED + r"|_\{[^{}]{1,20}\}", "", " ".join(texts)))
+    if not KNOWN | GREEK >= set(commands):
+        return False
+    return not any(TOO_LARGE.search(t) or GUESSED.search(re.sub(r"\\[A-Za-z]+", "1", t)) for t in texts)
 
 
 def same_formula(said: str, gold: str, how: How) -> bool:
     """Two formulas, once their units are off."""
-    parts = [re.fullmatch(r"(.*?[^\s«])\s?(«[^«»]*»\s?(?:\^\s?\d)?|%|＄| degrees)?", t) for t in (said, gold)]
-    if not all(parts):
-        return False
+    parts = [re.fullmatch(r"(.*?)\s?(«[^«»]*»\s?(?:\^\s?\d)?|%|＄| degrees)?", t) for t in (said, gold)]
     (said, gold), units = (p[1] for p in parts), [numbers.read_unit(p[2] or "", False) for p in parts]
     if None in units or (units[0] != units[1] and (how.strict or "" not in units)):
         return False

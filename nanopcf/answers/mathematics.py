@@ -3,8 +3,7 @@
 math-verify reads LaTeX with sympy. On an answer that a model made up that can take minutes or gigabytes, and its own
 time limit is a signal, which cannot interrupt a loop in C. So it runs in a process of its own (`worker.py`). A question
 that takes longer than a second is answered with no. Where the process doesn't say so by itself, it is killed, and the
-next question starts a new one. Two answers get eight questions and two seconds in all, and the question that is under
-way then; the rest of a long list counts as different.
+next question starts a new one.
 """
 
 import atexit
