@@ -201,7 +201,7 @@ def test_nothing_thrown_at_it_raises_or_hangs(monkeypatch):
         "\\lfloor",
         "\x00",
     ]
-    hostile += ["".join(rng.choices(pieces, k=rng.randint(1, 40))) for _ in range(3000)]
+    hostile += ["".join(rng.choices(pieces, k=rng.randint(1, 40))) for _ in range(1000)]
     for text in hostile:
         start = time.process_time()
         for answer in ("5", "2n-1", "(1,2)", "12 04", "B", "yes", text[:300]):

@@ -89,7 +89,6 @@ def members(text: str, comma: re.Pattern = COMMA) -> list[str]:
     return [p for p in split(text, comma)[::2] if squeeze(p)]
 
 
-BRACKETS = re.compile(r"([(\[])(.+)([)\]])|\\?(\{)(.+?)\\?(\})", re.DOTALL)
 MATRIX = re.compile(r"\\begin\{([pbB]?(?:small)?matrix|array)\}(.{0,400})\\end\{\1\}", re.DOTALL)
 
 
@@ -104,12 +103,10 @@ def take_apart(text: str) -> tuple[str, list[str]]:
     if (m := MATRIX.fullmatch(text)) and "\\begin" not in m[2]:
         rows = [[c.strip() for c in row.split("&")] for row in m[2].strip().removesuffix("\\\\").split("\\\\")]
         return "x".join(str(len(r)) for r in rows), [c for row in rows for c in row]
-    if (m := BRACKETS.fullmatch(text)) and closes_at_the_end(text):
-        opening, content, closing = (g for g in m.groups() if g)
-        found = members(content, COMMA_WITHIN)
-        if opening + closing in ("()", "[]") and len(found) == 1:
-            return take_apart(content.strip())
-        return opening + closing, found
+    kind = text[:2].lstrip("\\")[:1] + text[-1:]
+    if kind in ("()", "[]", "(]", "[)", "{}") and closes_at_the_end(text):
+        found = members(re.sub(r"^\\?.|\\?.$", "", text), COMMA_WITHIN)
+        return take_apart(found[0]) if kind in ("()", "[]") and len(found) == 1 else (kind, found)
     return "", [text]
 
 

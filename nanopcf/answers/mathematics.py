@@ -106,7 +106,8 @@ class MathVerify:
 
 @cache
 def shared() -> MathVerify:
-    """The worker of this process, which `rewards.verify` asks; its first question starts it."""
+    """The worker of this process, which `rewards.verify` asks; its first question starts it. Raises ValueError when
+    math-verify is not installed."""
     return MathVerify()
 
 
@@ -155,10 +156,6 @@ def verifier(name: str) -> Callable[..., float]:
     """
     from nanopcf import rewards
 
-    if name == "math-verify":
-        return MathVerify()
-    if name not in ("ours", "auto"):
-        raise ValueError(f"--verifier must be ours, math-verify or auto, got {name!r}")
-    if name == "auto":
-        return rewards.verify
+    if name != "ours":
+        return shared() if name == "math-verify" else rewards.verify
     return lambda response, answer, strict=False: float(equal(rewards.final_answer(response, strict), answer, strict))
