@@ -37,7 +37,7 @@ class PipelineConfig(config.Config):
     pack_length: Count = 32  # tokens per packed row, and longest example
     micro_rows: Count = 128  # packed rows per forward pass
     dtype: DType = "auto"  # float32 or bfloat16; auto: bfloat16 on CUDA
-    verifier: Verifier = "auto"  # auto, ours (formulas by text) or math-verify
+    verifier: Verifier = "auto"  # auto, ours or math-verify
     known: Share = 0.5  # share of facts that all web text gets right
     corpus: Count = 8000  # web texts to pretrain on
     base_steps: Count = 1000  # optimizer steps of pretraining

@@ -62,7 +62,7 @@ class RLConfig(config.Config):
     end_token: str = ""  # ends a trajectory (default: as the chat template does)
     drop_long: bool = False  # leave out prompts too long for an answer, and count
     stop: tuple[Text, ...] = ()  # strings that end an answer, such as "Question:"
-    verifier: Verifier = "auto"  # auto, ours (formulas by text) or math-verify
+    verifier: Verifier = "auto"  # auto, ours or math-verify
     seed: Natural = 0  # of the data order and the sampling
     threads: Natural = 0  # CPU threads (0: found by a probe)
     device: Device = "auto"  # auto, cpu, cuda or mps

@@ -41,7 +41,7 @@ class EvaluateConfig(config.Config):
     limit: Natural = 0  # at most so many problems per file (0: all)
     drop_long: bool = False  # leave out prompts that fill the context, and count them
     stop: tuple[Text, ...] = ()  # strings that end an answer, such as "Question:"
-    verifier: Verifier = "auto"  # auto, ours (formulas by text) or math-verify
+    verifier: Verifier = "auto"  # auto, ours or math-verify
     slots: Natural = 0  # sequences generated at a time (0: what memory holds)
     seed: Natural = 0  # of the sampling
     threads: Natural = 0  # CPU threads (0: found by a probe)
