@@ -95,6 +95,14 @@ EQUAL = [
     (r"\text{Area} = 12", "12"),
     ("expected value = 12", "12"),
     ("|AB|=7", "7"),
+    ("m+n=7", "7"),
+    (r"\tan A=7", "7"),
+    ("1,22", "1.22"),
+    ("0,111", "0.111"),
+    ("f(x)=2x", "y=2x"),
+    ("Hello, world!", "hello world"),
+    (r"12 \text{ cm}", "The answer is 12 cm."),
+    ("5只。", "5"),
     ("f^{-1}(2)=7", "7"),
 ]
 DIFFERENT = [
@@ -218,6 +226,9 @@ CHEATS = [
     ("x/2=7", "7"),
     (r"\sqrt{x}=7", "7"),
     (r"\ln x=7", "7"),
+    (r"\tan x=7", "7"),
+    ("x+x=7", "7"),
+    ("m+n+1=7", "7"),
     ("xy=7", "7"),
     ("x(x+1)=7", "7"),
     ("three plus four=7", "7"),
@@ -253,6 +264,10 @@ CHEATS = [
 @pytest.mark.parametrize(("a", "b"), EQUAL)
 def test_equal_without_math_verify(a, b):
     assert equal(a, b) and equal(b, a)
+
+
+def test_a_member_that_is_said_twice_counts_once():
+    assert equal("(1, 2), (3,4), (1,2)", "(3,4), (1,2)") and not equal("(3,4), (1,2)", "(1,2), (3,4), (1,2)")
 
 
 @pytest.mark.parametrize(("a", "b"), DIFFERENT)

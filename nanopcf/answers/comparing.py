@@ -25,17 +25,12 @@ class How:
     """How two answers are compared, and what that may still cost."""
 
     strict: bool  # units must agree, and nothing is rounded
-    by_value: Callable[[str, str, "How"], bool]  # compares two formulas in LaTeX: (said, gold, how) -> are they equal
+    by_value: Callable[[str, str, "How"], bool] | None  # (said, gold, how): formulas in LaTeX; None: by text alone
     questions: int = 8  # for math-verify; a list of n formulas could ask n * n
     seconds: float = 2.0  # of its time
 
 
-def by_text(said: str, gold: str, how: How) -> bool:
-    """Formulas count by text alone, and these two are different texts."""
-    return False
-
-
-def equal(said: str, gold: str, strict: bool = False, by_value: Callable[[str, str, How], bool] = by_text) -> bool:
+def equal(said: str, gold: str, strict: bool = False, by_value: Callable[[str, str, How], bool] | None = None) -> bool:
     """Is the answer `said` the right answer `gold`? Never raises, whatever the two hold."""
     gold = bare(gold)
     if said.strip() == gold != "":
@@ -52,7 +47,7 @@ def equal(said: str, gold: str, strict: bool = False, by_value: Callable[[str, s
     if choice := re.fullmatch(r"\(?([A-J])[).]?|\(([A-J])\)\s?«?[A-Za-z ]{2,}»?", re.sub(r"^«|»$", "", gold)):
         return chosen(said) == (choice[1] or choice[2])
     try:
-        return same(both_signs(said), both_signs(gold), How(strict, by_value))
+        return same(said, gold, How(strict, by_value))
     except RecursionError:  # hundreds of brackets in brackets
         return False
 
@@ -85,8 +80,16 @@ def split(text: str, pattern: re.Pattern) -> list[str]:
     return [*parts, text[last:].strip()]
 
 
+PLUS_MINUS = re.compile(r"\\(pm|mp)(?![A-Za-z])")
+
+
 def members(text: str, comma: re.Pattern = COMMA) -> list[str]:
-    return [p for p in split(text, comma)[::2] if squeeze(p)]
+    """The members of a list. One with \\pm is two."""
+    found = [part for part in split(text, comma)[::2] if squeeze(part)]
+    if not PLUS_MINUS.search(text):
+        return found
+    signs = [dict(pm="+", mp="-"), dict(pm="-", mp="+")]
+    return list(dict.fromkeys(PLUS_MINUS.sub(lambda m, s=s: s[m[1]], part) for part in found for s in signs))
 
 
 MATRIX = re.compile(r"\\begin\{([pbB]?(?:small)?matrix|array)\}(.{0,400})\\end\{\1\}", re.DOTALL)
@@ -118,20 +121,6 @@ def closes_at_the_end(text: str) -> bool:
         if depth == 0:
             return m.end() == len(text)
     return False
-
-
-PLUS_MINUS = re.compile(r"\\(pm|mp)(?![A-Za-z])")
-
-
-def both_signs(text: str) -> str:
-    """An answer with its two signs written out: "1 \\pm a" is the list "1 + a, 1 - a"."""
-    if not PLUS_MINUS.search(text):
-        return text
-    written = []
-    for part in members(text):
-        signs = ("+-", "-+") if PLUS_MINUS.search(part) else ("+-",)
-        written += [PLUS_MINUS.sub(lambda m, s=s: s[m[1] == "mp"], part).strip().removeprefix("+") for s in signs]
-    return ", ".join(written)
 
 
 # ---- comparing ----
@@ -348,7 +337,8 @@ def same_formula(said: str, gold: str, how: How) -> bool:
 
 def ask(said: str, gold: str, how: How) -> bool:
     """math-verify, if it would not guess."""
-    return formulas(said, gold) and letters(said) == letters(gold) and how.by_value(said, gold, how)
+    possible = how.by_value and formulas(said, gold) and letters(said) == letters(gold)
+    return bool(possible and how.by_value(said, gold, how))
 
 
 def letters(text: str) -> set[str]:

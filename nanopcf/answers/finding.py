@@ -77,7 +77,8 @@ def last_boxed(text: str) -> str | None:
 ANNOUNCED = re.compile(
     r"(?:\b(?:answer|choice|option)|答案)[*_ \t]{0,4}"
     r"(?:(?:[a-z' ]{0,40}? )??(?:is|are|be)\b(?![*_]{0,3} (?:in|correct|right|wrong)\b)|[:：=]|是|为)"
-    r"[ \t]{0,4}(?:therefore|thus|indeed|then|simply|clearly|definitely|for sure|just|about|approximately|roughly|exactly)?[*_ \t:：]{0,6}",
+    r"[ \t]{0,4}(?:therefore|thus|indeed|then|simply|clearly|definitely|for sure|just|about|approximately|roughly|exactly)?"
+    r"[*_ \t:：]{0,6}",
     re.IGNORECASE,
 )
 # "### Answer" and "**Final Answer**" on a line of their own
