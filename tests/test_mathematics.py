@@ -43,17 +43,18 @@ def stand_in(tmp_path, monkeypatch):
 
 
 def test_a_worker_that_hangs_raises_or_dies_answers_wrong_and_goes_on(stand_in):
-    with mathematics.MathVerify(limit_s=0.3) as checker:
-        assert checker(r"it is \boxed{5}", "5") == 1 and checker(r"it is \boxed{5}", "6") == 0
-        assert checker("loop", "5") == 0 and checker.killed == 0  # it gives up by itself
-        assert checker("raise", "5") == 0 and checker.killed == 0  # it says no and lives
-        began = time.perf_counter()
-        assert checker("hang", "5") == 0 and checker.killed == 1
-        assert time.perf_counter() - began < 3
-        assert checker("die", "5") == 0 and checker.killed == 2
-        assert checker("\ud800 \x00 raise", "5") == 0
-        assert checker(r"\boxed{5}", "5") == 1
-        process = checker.process
+    checker = mathematics.MathVerify(limit_s=0.3)
+    assert checker(r"it is \boxed{5}", "5") == 1 and checker(r"it is \boxed{5}", "6") == 0
+    assert checker("loop", "5") == 0 and checker.killed == 0  # it gives up by itself
+    assert checker("raise", "5") == 0 and checker.killed == 0  # it says no and lives
+    began = time.perf_counter()
+    assert checker("hang", "5") == 0 and checker.killed == 1
+    assert time.perf_counter() - began < 3
+    assert checker("die", "5") == 0 and checker.killed == 2
+    assert checker("\ud800 \x00 raise", "5") == 0
+    assert checker(r"\boxed{5}", "5") == 1
+    process = checker.process
+    checker.stop()
     assert process.poll() is not None
 
 

@@ -33,7 +33,7 @@ def installed() -> bool:
 
 
 class MathVerify:
-    """`with MathVerify() as checker: checker(response, answer)` -> 1.0 or 0.0, like `rewards.verify`.
+    """`checker(response, answer)` -> 1.0 or 0.0, like `rewards.verify`. Its process ends with ours.
 
     It never raises because of an answer, and takes `limit_s` for one at most, GRACE_S more when it has to be killed.
     Raises ValueError when math-verify is not installed.
@@ -46,12 +46,6 @@ class MathVerify:
         self.killed = 0  # how many processes
         self.process: subprocess.Popen | None = None
         self.lock = threading.Lock()  # one question at a time
-
-    def __enter__(self) -> "MathVerify":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
 
     def start(self) -> None:
         # -P: the folder of worker.py is no place to import from. A session of its own: Ctrl-C is for the run alone.
