@@ -403,20 +403,21 @@ def test_plain_answers_are_quick():
 
 
 def test_no_pattern_is_slow():
-    """20,000 characters of anything, and every pattern takes less than 50 ms (here: six times that)."""
+    """20,000 characters of anything, and every pattern takes less than 50 ms. A pattern that takes the square of the
+    length takes a quarter of that for half of them; here six times that, for a busy machine."""
     units = (
         "1|1,|1 |a|a |answer |answer is |is |\nQuestion|####|#|*|_| |\\|\\boxed|\\boxed{|{|}|(|(1,|$|$1|\\(|\\[|-|- |="
     )
     units += "|<|<think>|\\frac|\\frac{|\\frac{1}{|\\sqrt(|\\text{|\\pm|%| %|«|and |or |.|. |!|。|1'000|1 000|1 1/|e|^{|_{|x="
     units = units.split("|")
     rng = random.Random(0)
-    texts = [unit * (20_000 // len(unit)) for unit in units]
+    texts = [unit * (10_000 // len(unit)) for unit in units]
     texts += ["".join(rng.choices(units, k=3)) * 2000 for _ in range(20)]
     patterns = [p for module in (comparing, finding, numbers, spelling) for p in vars(module).values()]
     patterns = [p for p in patterns if isinstance(p, re.Pattern)] + [p for p, _ in spelling.SPELLINGS]
     for text in texts:
         for pattern in patterns:
             began = time.process_time()
-            for _ in pattern.finditer(text[:20_000]):
+            for _ in pattern.finditer(text[:10_000]):
                 pass
-            assert time.process_time() - began < 0.3, (pattern.pattern, text[:20])
+            assert time.process_time() - began < 0.075, (pattern.pattern, text[:20])
