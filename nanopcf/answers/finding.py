@@ -1,7 +1,7 @@
 """Where is the answer of a response? What counts as its end, and which mark wins, in the order of `final_answer`.
 
 Nothing here knows the right answer. Every pattern is bounded, so that no text takes long: less than 50 ms for 20,000
-characters of what is known to hurt such patterns (tested, with six times that for a busy machine).
+characters of what is known to hurt such patterns (tested).
 """
 
 import contextlib
