@@ -45,6 +45,8 @@ DATA = Path(__file__).parents[2] / "shared" / "data"
         # hashes, and a base model that goes on
         ("a = 3\n#### 1,234\nbye", "1,234"),
         ("#### **72**", "72"),
+        ("#### 30+42=72", "72"),
+        ("#### x+1=7", "x+1=7"),
         ("4 + 5 = 9\n#### 9\n\nQuestion: What is 3 + 4?\nAnswer: 7\n#### 7", "9"),
         ("The answer is 9.\n\nQuestion: What is 3 + 4?\nAnswer: 7", "9"),
         ("Question: What is 3 + 4?\nAnswer: 7", "7"),

@@ -153,14 +153,14 @@ def tagged(text: str) -> str | None:
 
 
 def after_hashes(text: str) -> str | None:
-    """What follows the last "####" of GSM8K on its line, or None."""
+    """What follows the last "####" of GSM8K on its line, without a sum before it ("30+42=72"); None where none is."""
     if "####" not in text:
         return None
     marks = [m for m in re.finditer(r"####[ \t]*", text) if not HEADING.match(text, m.start())]
     if not marks:
         return None
     lines = text[marks[-1].end() :].strip().splitlines()
-    return lines[0].strip(" \t*_")[:LONGEST] if lines else ""
+    return re.sub(r"^[\d\s.,+*/()-]{1,100}=\s*", "", lines[0].strip(" \t*_")[:LONGEST]) if lines else ""
 
 
 def announced(text: str) -> str | None:
