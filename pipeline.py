@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 from nanopcf.run import config
-from nanopcf.run.config import Count, Device, DType, Natural, Positive, Share, Text
+from nanopcf.run.config import Count, Device, DType, Natural, Positive, Share, Text, Verifier
 
 PRESETS = Path(__file__).resolve().parent / "configs"
 CONTEXT = 32  # tokens; the tasks' problems and working fit
@@ -37,6 +37,7 @@ class PipelineConfig(config.Config):
     pack_length: Count = 32  # tokens per packed row, and longest example
     micro_rows: Count = 128  # packed rows per forward pass
     dtype: DType = "auto"  # float32 or bfloat16; auto: bfloat16 on CUDA
+    verifier: Verifier = "auto"  # auto, ours or math-verify
     known: Share = 0.5  # share of facts that all web text gets right
     corpus: Count = 8000  # web texts to pretrain on
     base_steps: Count = 1000  # optimizer steps of pretraining
@@ -155,7 +156,7 @@ def run_experiment(c: PipelineConfig, out: Path, device: torch.device, threads: 
         settings = "data test_data model chat template max_new_tokens pack_length val test rl_prompts seed"
     data = stages.run("data", settings, make_data)
 
-    settings = "model base_steps base_batch base_lr passk chat template micro_rows dtype"
+    settings = "model base_steps base_batch base_lr passk chat template micro_rows dtype verifier"
     base = stages.run("base", settings, train_base, data, threads, pool)
     log.announce(f"base model: {base['parameters']:,} parameters, P_0 = {base['p_0']:.1%}")
 
@@ -199,7 +200,8 @@ def nano_model(c: PipelineConfig) -> Transformer:
 
 def scoring(c: PipelineConfig, model: str, data: dict) -> EvaluateConfig:
     """How a checkpoint answers problems: at a temperature of 0.7, which is the paper's and the default."""
-    settings = {name: getattr(c, name) for name in ("chat", "template", "max_new_tokens", "seed", "device", "dtype")}
+    names = ("chat", "template", "max_new_tokens", "verifier", "seed", "device", "dtype")
+    settings = {name: getattr(c, name) for name in names}
     return EvaluateConfig(model=model, data=(data["test"],), samples=c.passk, threads=worker_threads(c), **settings)
 
 
@@ -374,6 +376,7 @@ def rl_config(c: PipelineConfig, model: str, data: dict, out: Path) -> train_rl.
         eval_every=max(1, round(c.rl_steps / c.rl_points)),
         checkpoint_every=max(1, c.rl_steps // 2),
         max_new_tokens=c.max_new_tokens,
+        verifier=c.verifier,
         **training(c),
     )
 

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from nanopcf.run import config
-from nanopcf.run.config import Count, Device, DType, Natural, NonNegative, Positive, Text
+from nanopcf.run.config import Count, Device, DType, Natural, NonNegative, Positive, Text, Verifier
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,7 @@ class RLConfig(config.Config):
     end_token: str = ""  # ends a trajectory (default: as the chat template does)
     drop_long: bool = False  # leave out prompts too long for an answer, and count
     stop: tuple[Text, ...] = ()  # strings that end an answer, such as "Question:"
+    verifier: Verifier = "auto"  # auto, ours or math-verify
     seed: Natural = 0  # of the data order and the sampling
     threads: Natural = 0  # CPU threads (0: found by a probe)
     device: Device = "auto"  # auto, cpu, cuda or mps
@@ -100,6 +101,7 @@ import torch
 
 import kernels
 from nanopcf import checkpoint, objectives
+from nanopcf.answers.mathematics import verifier
 from nanopcf.data import Example, Format, batch_indices, encode_prompts, encode_trajectory, read_examples
 from nanopcf.model import Transformer
 from nanopcf.objectives import RECIPES, Recipe, Terms, rl_loss, token_terms
@@ -126,25 +128,18 @@ def collect(
     Returns (all groups drawn, those to train on, the number of the next round). Each process rolls out its share of a
     round, and all of them get all groups.
     """
+    options = dict(
+        group=c.group, max_new_tokens=c.max_new_tokens, temperature=c.temperature, stop_ids=tokenizer.stop_ids
+    )
+    options |= dict(decode=StopStrings(c.stop, tokenizer.decode).response, verify=verifier(c.verifier))
     dynamic = c.recipe.dynamic_sampling
     last = round_ + (c.max_rounds if dynamic else 1)
     drawn, useful = [], []
     while len(useful) < c.prompts and round_ < last:
         indices = batch_indices(len(problems), c.round_prompts if dynamic else c.prompts, round_, c.seed)
         own = parallel.share(range(len(indices)))
-        groups = roll_out(
-            sampler,
-            c.recipe,
-            [problems[indices[i]] for i in own],
-            places=own,
-            group=c.group,
-            decode=StopStrings(c.stop, tokenizer.decode).response,
-            max_new_tokens=c.max_new_tokens,
-            temperature=c.temperature,
-            stop_ids=tokenizer.stop_ids,
-            seed=(c.seed, round_),
-            progress=progress,
-        )
+        mine = [problems[indices[i]] for i in own]
+        groups = roll_out(sampler, c.recipe, mine, places=own, seed=(c.seed, round_), progress=progress, **options)
         groups = parallel.gathered(groups)
         drawn += groups
         useful += [g for g in groups if not dynamic or g.teaches(c.recipe)]
@@ -233,9 +228,10 @@ def evaluate(
 ) -> float:
     """Share of right responses to the validation problems. Each process answers its share of them."""
     own = parallel.share(range(len(examples)))
-    form, mine = Format(c.chat, c.template), [examples[i] for i in own]
-    options = dict(max_new_tokens=c.max_new_tokens, slots=slots, seed=c.seed, places=own, format=form, stop=c.stop)
-    correct, _ = complete(model, tokenizer, mine, samples=c.eval_samples, temperature=temperature, **options)
+    options = dict(max_new_tokens=c.max_new_tokens, slots=slots, seed=c.seed, places=own, stop=c.stop)
+    options |= dict(samples=c.eval_samples, temperature=temperature, format=Format(c.chat, c.template))
+    mine = [examples[i] for i in own]
+    correct, _ = complete(model, tokenizer, mine, judge=verifier(c.verifier), **options)
     return parallel.summed(float(correct.sum())) / (len(examples) * c.eval_samples)
 
 

@@ -9,21 +9,18 @@ an interrupted evaluation.
 """
 
 import json
-from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from tqdm import tqdm
 
-from nanopcf import rewards
 from nanopcf.answers.mathematics import verifier
 from nanopcf.data import Example, Format, encode_prompts, read_examples
 from nanopcf.model import Transformer
 from nanopcf.run import config, files, log
-from nanopcf.run.config import Count, Device, DType, Natural, NonNegative, PositiveShare, Text
+from nanopcf.run.config import Count, Device, DType, Natural, NonNegative, PositiveShare, Text, Verifier
 from nanopcf.run.folder import open_run, read_metrics
 from nanopcf.scoring import answer_problems, choose_slots, open_model, pass_at_k, standard_error
 from nanopcf.tokenizer import TextTokenizer
@@ -44,7 +41,7 @@ class EvaluateConfig(config.Config):
     limit: Natural = 0  # at most so many problems per file (0: all)
     drop_long: bool = False  # leave out prompts that fill the context, and count them
     stop: tuple[Text, ...] = ()  # strings that end an answer, such as "Question:"
-    verifier: Literal["auto", "ours", "math-verify"] = "auto"  # auto, ours or math-verify
+    verifier: Verifier = "auto"  # auto, ours or math-verify
     slots: Natural = 0  # sequences generated at a time (0: what memory holds)
     seed: Natural = 0  # of the sampling
     threads: Natural = 0  # CPU threads (0: found by a probe)
@@ -72,18 +69,13 @@ def kept_rows(path: Path, chunk: int, count: int) -> list[dict]:
 
 
 def evaluate_file(
-    c: EvaluateConfig,
-    file: str,
-    examples: list[Example],
-    model: Transformer,
-    tokenizer: TextTokenizer,
-    judge: Callable[[str, str], float],
+    c: EvaluateConfig, file: str, examples: list[Example], model: Transformer, tokenizer: TextTokenizer
 ) -> list[dict]:
     """One row per problem: its line, prompt and answer, the completions, and the verdict of both judges on each."""
     longest_prompt = model.config.max_length - 1  # at least one token of an answer must fit
     form = Format(c.chat, c.template)
     examples, prompts = encode_prompts(examples, tokenizer, longest_prompt, file, format=form, drop=c.drop_long)
-    strict = rewards.verify if c.verifier == "math-verify" else judge
+    strict = verifier("auto" if c.verifier == "math-verify" else c.verifier)
     c = replace(c, slots=choose_slots(c, model, prompts))
     chunk = max(1, 2 * c.slots // c.samples)  # problems between two writes: enough to keep all slots busy
     name = Path(file).stem
@@ -95,7 +87,7 @@ def evaluate_file(
         for start in range(len(rows), len(examples), chunk):
             part = examples[start : start + chunk]
             places = range(start, start + len(part))
-            correct, texts = answer_problems(c, model, tokenizer, part, places=places, judge=judge)
+            correct, texts = answer_problems(c, model, tokenizer, part, places=places)
             new_rows = []
             for i, e in enumerate(part):
                 completions = texts[i * c.samples : (i + 1) * c.samples]
@@ -164,7 +156,6 @@ def weighted_mean(scores: list[dict]) -> dict:
 def main(c: EvaluateConfig) -> list[dict]:
     model, tokenizer, threads = open_model(c)
     device = model.head_weight.device
-    judge = verifier(c.verifier)
     # All files are read first: a mistake in the last one shows before hours go into the first.
     examples = {f: read_examples(f, need=("prompt", "answer"))[: c.limit or None] for f in (*c.data, *c.ood)}
     folder = open_run(c.out, c, c.resume, free=("device", "threads", "show")) if c.out else nullcontext()
@@ -174,7 +165,7 @@ def main(c: EvaluateConfig) -> list[dict]:
             log.announce("completions aren't saved; --out DIR keeps them")
         scores = []
         for file in (*c.data, *c.ood):
-            rows = evaluate_file(c, file, examples[file], model, tokenizer, judge)
+            rows = evaluate_file(c, file, examples[file], model, tokenizer)
             for row in rows[: c.show]:
                 verdict = "right" if row["correct"][0] else "wrong"
                 print(f"{row['prompt']}\n  -> {row['completions'][0]!r}  answer {row['answer']!r}: {verdict}")

@@ -16,7 +16,6 @@ from torch import Tensor
 from nanopcf import flops, packing
 from nanopcf.model import ModelConfig
 from nanopcf.objectives import Recipe
-from nanopcf.rewards import verify
 from nanopcf.sampler import Completion, Sampler
 
 # ---- 1. what is rolled out ----
@@ -74,13 +73,13 @@ def prefix_share(progress: float, uniform: float) -> float:
 
 def roll_out(
     sampler: Sampler, recipe: Recipe, problems: list[Problem], *, places: Sequence[int], group: int,
-    decode: Callable[[list[int], list[int]], str], max_new_tokens: int, temperature: float, stop_ids: set[int] | list[int],
-    seed: tuple[int, int], progress: float,
+    decode: Callable[[list[int], list[int]], str], verify: Callable[[str, str], float], max_new_tokens: int,
+    temperature: float, stop_ids: set[int] | list[int], seed: tuple[int, int], progress: float,
 ) -> list[Group]:  # fmt: skip
     """One group per problem. What is sampled depends on `seed` and the problem's place in the round (`places`) alone.
 
     group: G, rollouts per prompt where no expert takes a place; progress: share of the run that is done, 0 to 1, for
-    the length of prefixes; decode: (prompt, response), both as ids, -> the text to judge.
+    the length of prefixes; decode: (prompt, response), both as ids, -> the text to judge; verify: `rewards.verify`.
     """
 
     def judged(problem: Problem, completion: Completion, prefix: Sequence[int] = ()) -> Rollout:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from nanopcf import checkpoint
+from nanopcf.answers.mathematics import verifier
 from nanopcf.data import PLAIN, Example, Format, read_examples
 from nanopcf.model import Transformer
 from nanopcf.rewards import verify
@@ -106,7 +107,6 @@ def answer_problems(
     examples: list[Example],
     *,
     places: Sequence[int] | None = None,
-    judge: Callable[[str, str], float] = verify,
 ) -> tuple[np.ndarray, list[str]]:
     """(correct (problems, samples) of 0 and 1, responses problem by problem), generated as the config says.
 
@@ -126,7 +126,7 @@ def answer_problems(
         slots=slots,
         seed=c.seed,
         places=places,
-        judge=judge,
+        judge=verifier(c.verifier),
         stop=c.stop,
     )
 

@@ -73,7 +73,6 @@ EQUAL = [
     ("x=1, y=2", "y=2, x=1"),
     (r"x \in \{2,3\}", "2, 3"),
     (r"x = 2 \text{ or } x = 3", "2, 3"),
-    ("30+42=72", "72"),
     ("x < 3", "x<3"),
     ("x<3", "3>x"),
     (r"x \leq 3", "x ≤ 3"),
@@ -96,8 +95,15 @@ EQUAL = [
     (r"\text{Area} = 12", "12"),
     ("expected value = 12", "12"),
     ("|AB|=7", "7"),
+    ("m+n=7", "7"),
+    (r"\tan A=7", "7"),
+    ("1,22", "1.22"),
+    ("0,111", "0.111"),
+    ("f(x)=2x", "y=2x"),
+    ("Hello, world!", "hello world"),
+    (r"12 \text{ cm}", "The answer is 12 cm."),
+    ("5只。", "5"),
     ("f^{-1}(2)=7", "7"),
-    ("6*7+30=72", "72"),
 ]
 DIFFERENT = [
     ("5", "6"),
@@ -158,6 +164,8 @@ DIFFERENT = [
 ]
 # What math-verify tells. Where it isn't installed they count as different.
 BY_VALUE = [
+    ("30+42=72", "72"),
+    ("6*7+30=72", "72"),
     ("2n-2", "2(n-1)"),
     (r"\frac{n(n+1)}{2}", r"\binom{n+1}{2}"),
     (r"(x+1)^2", r"x^2+2x+1"),
@@ -218,6 +226,9 @@ CHEATS = [
     ("x/2=7", "7"),
     (r"\sqrt{x}=7", "7"),
     (r"\ln x=7", "7"),
+    (r"\tan x=7", "7"),
+    ("x+x=7", "7"),
+    ("m+n+1=7", "7"),
     ("xy=7", "7"),
     ("x(x+1)=7", "7"),
     ("three plus four=7", "7"),
@@ -253,6 +264,10 @@ CHEATS = [
 @pytest.mark.parametrize(("a", "b"), EQUAL)
 def test_equal_without_math_verify(a, b):
     assert equal(a, b) and equal(b, a)
+
+
+def test_a_member_that_is_said_twice_counts_once():
+    assert equal("(1, 2), (3,4), (1,2)", "(3,4), (1,2)") and not equal("(3,4), (1,2)", "(1,2), (3,4), (1,2)")
 
 
 @pytest.mark.parametrize(("a", "b"), DIFFERENT)
@@ -388,20 +403,21 @@ def test_plain_answers_are_quick():
 
 
 def test_no_pattern_is_slow():
-    """20,000 characters of anything, and every pattern takes less than 50 ms (here: six times that)."""
+    """20,000 characters of anything, and every pattern takes less than 50 ms. A pattern that takes the square of the
+    length takes a quarter of that for half of them; here six times that, for a busy machine."""
     units = (
         "1|1,|1 |a|a |answer |answer is |is |\nQuestion|####|#|*|_| |\\|\\boxed|\\boxed{|{|}|(|(1,|$|$1|\\(|\\[|-|- |="
     )
     units += "|<|<think>|\\frac|\\frac{|\\frac{1}{|\\sqrt(|\\text{|\\pm|%| %|«|and |or |.|. |!|。|1'000|1 000|1 1/|e|^{|_{|x="
     units = units.split("|")
     rng = random.Random(0)
-    texts = [unit * (20_000 // len(unit)) for unit in units]
-    texts += ["".join(rng.choices(units, k=3)) * 2000 for _ in range(60)]
+    texts = [unit * (10_000 // len(unit)) for unit in units]
+    texts += ["".join(rng.choices(units, k=3)) * 2000 for _ in range(20)]
     patterns = [p for module in (comparing, finding, numbers, spelling) for p in vars(module).values()]
     patterns = [p for p in patterns if isinstance(p, re.Pattern)] + [p for p, _ in spelling.SPELLINGS]
     for text in texts:
         for pattern in patterns:
             began = time.process_time()
-            for _ in pattern.finditer(text[:20_000]):
+            for _ in pattern.finditer(text[:10_000]):
                 pass
-            assert time.process_time() - began < 0.3, (pattern.pattern, text[:20])
+            assert time.process_time() - began < 0.075, (pattern.pattern, text[:20])

@@ -146,7 +146,7 @@ def test_seed_changes_the_numbers(tmp_path):
     assert losses[0] != losses[1] and data[0] != data[1]
 
 
-def test_a_real_model_is_scored_with_a_probed_number_of_threads(model_dir, monkeypatch):
+def test_a_real_model_is_scored_with_a_probed_number_of_threads(model_dir, monkeypatch, tmp_path):
     given = []
     monkeypatch.setattr(machine, "set_threads", lambda threads, model: given.append(threads))
 
@@ -156,5 +156,8 @@ def test_a_real_model_is_scored_with_a_probed_number_of_threads(model_dir, monke
     open_model(TOY)
     real = replace(TOY, data="x", test_data="y", model=str(model_dir), threads=0)
     open_model(real)
+    assert pipeline.scoring(replace(real, verifier="ours"), "m", {"test": "t"}).verifier == "ours"
+    rl = pipeline.rl_config(replace(real, verifier="ours"), "m", {"rl": "r", "test": "t"}, tmp_path)
+    assert rl.verifier == "ours"
     open_model(replace(real, threads=2))
     assert given == [1, 0, 2]  # TOY has --threads 1

@@ -9,6 +9,7 @@ from conftest import character_tokenizer
 
 from nanopcf import flops
 from nanopcf.objectives import RECIPES
+from nanopcf.rewards import verify
 from nanopcf.rollouts import Group, Problem, Rollout, prefix_share, roll_out, step_flops
 from nanopcf.sampler import Sampler
 
@@ -20,6 +21,7 @@ PROBLEMS = [Problem(TOKENIZER.encode("7+8="), "15", EXPERT), Problem(TOKENIZER.e
 OPTIONS = dict(
     group=4,
     decode=lambda prompt, tokens: TOKENIZER.decode(tokens),
+    verify=verify,
     max_new_tokens=12,
     temperature=0.7,
     stop_ids=TOKENIZER.stop_ids,
@@ -51,7 +53,7 @@ def test_who_is_in_a_group(model, algo, tried, trained):
 def test_gate_of_upt(model, monkeypatch, gate, experts):
     """k right answers of 4: 1 for the first prompt, 0 for the second. k <= gate: the expert instead of all."""
     calls = itertools.count()
-    monkeypatch.setattr("nanopcf.rollouts.verify", lambda text, answer: float(next(calls) == 0))
+    monkeypatch.setitem(OPTIONS, "verify", lambda text, answer: float(next(calls) == 0))
     _, groups = groups_of(model, "upt", gate=gate)
     taught = [g for g in groups if g.rollouts[0].expert_tokens]
     assert len(taught) == experts and all(len(g.rollouts) == 1 and len(g.tried) == 4 for g in taught)

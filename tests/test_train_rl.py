@@ -140,6 +140,18 @@ def test_overlong_answers_are_filtered_or_punished(rl, init_dir, tmp_path, monke
     assert rows["filter"]["loss"] == pytest.approx(rows["filter"]["pass_rate"], abs=1e-5)
 
 
+def test_rollouts_and_curve_are_judged_by_the_chosen_verifier(rl, monkeypatch):
+    """A verifier that takes everything: all rollouts and all points of the curve are right."""
+    asked = []
+    monkeypatch.setattr(train_rl, "verifier", lambda name: asked.append(name) or (lambda response, answer: 1.0))
+    curve = train_rl.main(replace(rl, steps=1, eval_every=1, verifier="ours"))
+    rows = read_metrics(Path(rl.out) / "metrics.jsonl")
+    assert set(asked) == {"ours"} and rows[-1]["pass_rate"] == 1
+    assert all(point["score"] == 1 for point in curve)
+    with pytest.raises(ValueError, match="--verifier must be auto, ours or math-verify, got 'x'"):
+        replace(rl, verifier="x")
+
+
 def test_run_ends_when_no_prompt_has_signal(rl):
     """Dynamic sampling with an answer that can't be: no update, compute counted, one line, no endless loop."""
     path = write_rows(Path(rl.train), [{"prompt": "+", "answer": "99999"}])

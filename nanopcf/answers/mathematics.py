@@ -3,8 +3,7 @@
 math-verify reads LaTeX with sympy. On an answer that a model made up that can take minutes or gigabytes, and its own
 time limit is a signal, which cannot interrupt a loop in C. So it runs in a process of its own (`worker.py`). A question
 that takes longer than a second is answered with no. Where the process doesn't say so by itself, it is killed, and the
-next question starts a new one. Two answers get eight questions and two seconds in all, and the question that is under
-way then; the rest of a long list counts as different.
+next question starts a new one.
 """
 
 import atexit
@@ -34,7 +33,7 @@ def installed() -> bool:
 
 
 class MathVerify:
-    """`with MathVerify() as checker: checker(response, answer)` -> 1.0 or 0.0, like `rewards.verify`.
+    """`checker(response, answer)` -> 1.0 or 0.0, like `rewards.verify`. Its process ends with ours.
 
     It never raises because of an answer, and takes `limit_s` for one at most, GRACE_S more when it has to be killed.
     Raises ValueError when math-verify is not installed.
@@ -47,12 +46,6 @@ class MathVerify:
         self.killed = 0  # how many processes
         self.process: subprocess.Popen | None = None
         self.lock = threading.Lock()  # one question at a time
-
-    def __enter__(self) -> "MathVerify":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
 
     def start(self) -> None:
         # -P: the folder of worker.py is no place to import from. A session of its own: Ctrl-C is for the run alone.
@@ -107,7 +100,8 @@ class MathVerify:
 
 @cache
 def shared() -> MathVerify:
-    """The worker of this process, which `rewards.verify` asks; its first question starts it."""
+    """The worker of this process, which `rewards.verify` asks; its first question starts it. Raises ValueError when
+    math-verify is not installed."""
     return MathVerify()
 
 
@@ -156,10 +150,6 @@ def verifier(name: str) -> Callable[..., float]:
     """
     from nanopcf import rewards
 
-    if name == "math-verify":
-        return MathVerify()
-    if name not in ("ours", "auto"):
-        raise ValueError(f"--verifier must be ours, math-verify or auto, got {name!r}")
-    if name == "auto":
-        return rewards.verify
+    if name != "ours":
+        return shared() if name == "math-verify" else rewards.verify
     return lambda response, answer, strict=False: float(equal(rewards.final_answer(response, strict), answer, strict))

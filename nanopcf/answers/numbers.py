@@ -32,48 +32,15 @@ CHANGING = set(
 )
 UNIT_PART = re.compile(r"[^\W\d_]{1,30}|[%＄]|\^\s?\{?-?\d\}?|[/*.]|\S")  # of "cm^2", "miles per hour", "kg*m/s^2"
 
-MEASURES = {  # units of which one is never the other
-    "%": "%",
-    "＄": "dollar usd buck",
-    "cent": "cent ¢",
-    "degree": "degree degrees deg",
-    "radian": "radian rad",
-    "mm": "millimeter millimetre",
-    "cm": "centimeter centimetre",
-    "km": "kilometer kilometre",
-    "m": "meter metre",
-    "in": "inch inche inches",
-    "ft": "foot feet",
-    "mi": "mile",
-    "yd": "yard",
-    "s": "second sec",
-    "min": "minute",
-    "h": "hour hr",
-    "day": "day",
-    "week": "week wk",
-    "month": "month",
-    "year": "year yr",
-    "mg": "milligram",
-    "kg": "kilogram",
-    "g": "gram",
-    "lb": "pound",
-    "oz": "ounce",
-    "ml": "milliliter millilitre mL",
-    "l": "liter litre L",
-    "mph": "mph",
-    "am": "AM",
-    "pm": "PM",
-    "K": "kelvin",
-    "J": "joule",
-    "N": "newton",
-    "W": "watt",
-    "V": "volt",
-    "A": "ampere",
-    "Hz": "hertz",
-    "C": "celsius",
-    "F": "fahrenheit",
-}
-MEASURES = {name: unit for unit, names in MEASURES.items() for name in (unit, *names.split())}
+# Units of which one is never the other, each with its other names; a plural s counts for nothing.
+MEASURES = """
+% percent, ＄ dollar usd buck, cent ¢, degree deg, radian rad, mm millimeter millimetre, cm centimeter centimetre,
+km kilometer kilometre, m meter metre, in inch inche, ft foot feet, mi mile, yd yard, s second sec, min minute, h hour hr,
+day, week wk, month, year yr, mg milligram, kg kilogram, g gram, lb pound, oz ounce, ml milliliter millilitre mL,
+l liter litre L, mph, am AM, pm PM, K kelvin, J joule, N newton, W watt, V volt, A ampere, Hz hertz, C celsius, F fahrenheit
+"""
+MEASURES = {word: names.split()[0] for names in MEASURES.split(",") for word in names.split()}
+OF_UNITS = {*MEASURES.values(), "per", "square", "cubic", "/", "*"}
 
 
 class Number(NamedTuple):
@@ -96,12 +63,10 @@ def read_number(text: str) -> Number | None:
     text = text.strip()
     if text.startswith("«") and text.endswith("»"):
         text = text.strip("«» ")  # \text{3 apples}
-    while text[:1] in "({" and text[-1:] == {"(": ")", "{": "}"}.get(text[:1]) and "," not in text:
+    while text[:1] + text[-1:] in ("()", "{}") and "," not in text:
         text = text[1:-1].strip()
     m = NUMBER.match(text)
-    if m is None:
-        return None
-    unit = read_unit(text[m.end() :], bool(m["currency"]))
+    unit = read_unit(text[m.end() :], bool(m["currency"])) if m else None
     if unit is None:
         return None
     try:
@@ -161,21 +126,17 @@ def changes_number(word: str) -> bool:
 
 def measure(word: str) -> str:
     """One spelling of a unit's word. Capitals count in symbols: T is no t."""
-    word = word.replace(" ", "").replace("{", "").replace("}", "")
+    word = re.sub(r"[ {}]", "", word)
     if word in MEASURES or len(word) < 3:
         return MEASURES.get(word, word)
     lower = word.lower()
-    return MEASURES.get(lower) or MEASURES.get(lower.removesuffix("s")) or lower
+    return MEASURES.get(lower) or MEASURES.get(lower.removesuffix("s"), lower)
 
 
 def same_unit(a: str, b: str) -> bool:
     """Could two units be one? "5 apples" and "5 red apples" could, "5 cm" and "5 m" couldn't."""
-    return a == b or not (is_measure(a) and is_measure(b))
-
-
-def is_measure(unit: str) -> bool:
-    known = {*MEASURES.values(), "per", "square", "cubic", "/", "*"}
-    return all(word in known or word[0] in "_^" or len(word) == 1 for word in unit.split())
+    known = [all(word in OF_UNITS or word[0] in "_^" or len(word) == 1 for word in unit.split()) for unit in (a, b)]
+    return a == b or not all(known)
 
 
 def equal_numbers(said: Number, gold: Number, strict: bool) -> bool:
@@ -190,21 +151,9 @@ def equal_numbers(said: Number, gold: Number, strict: bool) -> bool:
         return False
     if said.share == gold.share or (said.value == gold.value and "" in (said.unit, gold.unit)):
         return True
-    a, b = (said, gold) if said.places > 2 else (gold, said)
-    endless = b.places < 0 and not terminates(b.value)
-    return endless and a.places > 2 and a.unit == b.unit and rounds_to(b.value, a)
-
-
-def terminates(value: Fraction) -> bool:
-    """Is it a finite decimal?"""
-    rest = value.denominator
-    for prime in (2, 5):
-        while rest % prime == 0:
-            rest //= prime
-    return rest == 1
-
-
-def rounds_to(value: Fraction, decimal: Number) -> bool:
-    """Is `decimal`, with at least three digits that count, `value` rounded to its places?"""
-    step = Fraction(1, 10**decimal.places)
-    return abs(decimal.value) >= 100 * step and abs(value - decimal.value) <= step / 2
+    rounded, other = (said, gold) if said.places > 2 else (gold, said)
+    if rounded.places <= 2 or other.places >= 0 or rounded.unit != other.unit:
+        return False
+    step, endless = Fraction(1, 10**rounded.places), 10**400 % other.value.denominator != 0
+    # at least three digits that count
+    return endless and abs(rounded.value) >= 100 * step and abs(other.value - rounded.value) <= step / 2

@@ -21,17 +21,27 @@ WORD_SIGNS = str.maketrans(
     | dict.fromkeys("\x00«»＄", "?")
 )
 
+COMMANDS = dict.fromkeys("displaystyle textstyle limits tiny small large Large LARGE huge Huge rm bf it".split(), "")
+COMMANDS |= dict.fromkeys(("cdot", "times", "ast"), "*") | dict.fromkeys(("ldots", "cdots", "dots"), "...")
+COMMANDS |= dict.fromkeys(("lvert", "rvert", "vert", "mid"), "|") | dict.fromkeys(
+    ("textdollar", "pounds", "euro"), "＄"
+)
+COMMANDS |= dict.fromkeys(("dfrac", "tfrac", "cfrac"), r"\frac") | {"div": "/", "lt": "<", "gt": ">", "colon": ":"}
+COMMANDS |= {"le": r"\leq ", "ge": r"\geq ", "ne": r"\neq ", "leqslant": r"\leq ", "geqslant": r"\geq "}
+COMMANDS |= {"lbrace": r"\{", "rbrace": r"\}", "varnothing": r"\emptyset "}
+
 # (pattern, what it becomes), from top to bottom
 SPELLINGS = [
+    (r"\*\*", "^"),
+    (r"\\([A-Za-z]+)", lambda m: COMMANDS.get(m[1], m[0])),
     (r"\\(?:left|right|[bB]igg?[lr]?)(?![A-Za-z])\.?", ""),
-    (r"\\(?:displaystyle|textstyle|limits|tiny|small|large|Large|LARGE|huge|Huge|rm|bf|it)(?![A-Za-z])", ""),
     (r"\\[hv]space\*?\{[^{}]{0,20}\}|\\phantom\{[^{}]{0,20}\}", " "),
     (r"\\begin\{array\}\{[^{}]{0,30}\}", r"\\begin{array}"),
     (r",\s?\\!\s?", ","),
     (r"\\!", ""),
     (r"\\[,;:> ]|~|\\q?quad", " "),
     (r"\{\s?,\s?\}", ","),
-    (r"(?:\\\$|\\(?:textdollar|pounds|euro)(?![A-Za-z])|\bUSD\b)", "＄"),
+    (r"\bUSD\b", "＄"),
     (r"_\s?\{\s?\\(?:text|mathrm|rm|textrm)\s?\{([^{}]{1,20})\}\s?\}", r"_{\1}"),
     (r"\^\s?\{?\s?\\prime(?![A-Za-z])\s?\}?", "'"),
     (r"\\(?:text|textrm|textnormal|mbox|mathrm|operatorname|textup)\s?\*?\{\s?([eidx])\s?\}", r" \1 "),
@@ -41,7 +51,6 @@ SPELLINGS = [
     (r"\^\s?(?:\\circ(?![A-Za-z])|\{\s?\\circ\s?\})|\\(?:degree|deg)s?(?![A-Za-z])", " degrees "),
     (r"\\%", "%"),
     (r"\s?(?:\bpercent\b|\bpct\b|\bper cent\b|\bpercentage\b)", "%"),
-    (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
     (r"\\frac\s{0,3}([0-9A-Za-z])\s{0,3}([0-9A-Za-z])", r"\\frac{\1}{\2}"),
     (r"\\frac\s{0,3}([0-9A-Za-z])\s{0,3}\{", r"\\frac{\1}{"),
     (r"\\frac\s{0,3}(\{[^{}]{1,200}\})\s{0,3}([0-9A-Za-z])", r"\\frac\1{\2}"),
@@ -51,23 +60,13 @@ SPELLINGS = [
     (r"(?<![\\A-Za-z])sqrt\s?([0-9]{1,20})", r"\\sqrt{\1}"),
     (rf"(?<![\\A-Za-z])({FUNCTIONS.replace(' ', '|')}|pi)(?![A-Za-z])", r"\\\1"),
     (r"(?<![\\A-Za-z])(?:infinity|inf|oo)(?![A-Za-z])", r"\\infty "),
-    (r"\*\*", "^"),
     (r"(?<=\d)_(?=\d{3}(?!\d))", ","),  # 1_000
     (r"(?<=\d)\s?:\s?00(?=\s?«?\s?[AaPp]\.?\s?[Mm])", ""),  # 6:00 PM is 6 PM
-    (r"\\(?:cdot|times|ast)(?![A-Za-z])", "*"),
-    (r"\\div(?![A-Za-z])", "/"),
-    (r"\\(?:leqslant|leq|le)(?![A-Za-z])|<=", r"\\leq "),
-    (r"\\(?:geqslant|geq|ge)(?![A-Za-z])|>=", r"\\geq "),
-    (r"\\(?:neq|ne)(?![A-Za-z])|!=", r"\\neq "),
-    (r"\\lt(?![A-Za-z])", "<"),
-    (r"\\gt(?![A-Za-z])", ">"),
-    (r"\\lbrace(?![A-Za-z])", r"\\{"),
-    (r"\\rbrace(?![A-Za-z])", r"\\}"),
-    (r"\\(?:lvert|rvert|vert|mid)(?![A-Za-z])", "|"),
-    (r"\\(?:varnothing|emptyset)(?![A-Za-z])|\\\{\s?\\\}", r"\\emptyset "),
+    (r"<=", r"\\leq "),
+    (r">=", r"\\geq "),
+    (r"!=", r"\\neq "),
+    (r"\\\{\s?\\\}", r"\\emptyset "),
     (r"\\mathbb\s?([A-Z])|\\mathbb\{\s?([A-Z])\s?\}", r"\\mathbb{\1\2}"),
-    (r"\\(?:l|c)?dots(?![A-Za-z])", "..."),
-    (r"\\colon(?![A-Za-z])", ":"),
     (r"([\^_])\s?(\d{2,20})", r"\1{\2}"),  # 2^10 is meant as 2^{10}
     (r"([\^_])\s{0,3}\{\s?(\\?[A-Za-z]|\d)\s?\}", r"\1\2 "),
     (r"\\ln\s?\(?\s?e\s?\^(?:(\d)|\{(-?\d{1,9})\})\s?\)?$", r"\1\2"),  # ln(e^2) is 2: nothing is computed
@@ -96,7 +95,7 @@ def tidy(text: str) -> str:
     text = text.replace("$", " ").replace("€", "＄").replace("£", "＄")
     for pattern, by in SPELLINGS:
         text = pattern.sub(by, text)
-    text = text.strip(" *").rstrip(",;:\\ ")
+    text = text.strip(" *").rstrip(",;:\\。 ")
     if text.endswith(".") and not text.endswith(".."):
         text = text[:-1].rstrip()
     if text.endswith(")") and text.count(")") > len(re.findall(r"[(\[]", text)):  # "(35 + 70 = 105)." after the "="

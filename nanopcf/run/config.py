@@ -20,6 +20,7 @@ import tomllib
 from collections.abc import Callable, Collection
 from dataclasses import MISSING, fields
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar, get_args, get_origin
 
@@ -45,6 +46,9 @@ Share = Annotated[float, Rule(lambda value: 0 <= value <= 1, "is a share from 0 
 PositiveShare = Annotated[float, Rule(lambda value: 0 < value <= 1, "must be above 0 and at most 1")]
 Device = Literal["auto", "cpu", "cuda", "mps"]
 DType = Literal["auto", "float32", "bfloat16"]
+VERIFIERS = Rule(("auto", "ours", "math-verify").__contains__, "must be auto, ours or math-verify")
+MATH = Rule(lambda name: name != "math-verify" or find_spec("math_verify"), 'needs pip install -e ".[math]"')
+Verifier = Annotated[str, VERIFIERS, MATH]
 NOT_EMPTY = Rule(bool, "must not be empty")
 Argument = Annotated[str, NOT_EMPTY]
 # Text whose flag reads \n, \t and \\ as TOML does: a shell hands over a backslash and an n.
