@@ -249,9 +249,9 @@ def test_answers_that_were_corrected_are_scored_anew(commands, tmp_path):
     rows = [{"prompt": p, "answer": "0"} for p in "+-*="]
     c = replace(c, data=(write_rows(tmp_path / "d.jsonl", rows),), out=str(tmp_path / "scores"))
     evaluate.main(c)
+    evaluate.main(replace(c, resume=True))
     config = tmp_path / "scores" / "config.json"
     files.write_json(config, {k: v for k, v in files.read_json(config).items() if k != "fingerprints"})
-    evaluate.main(replace(c, resume=True))
     write_rows(tmp_path / "d.jsonl", [*rows[:2], {"prompt": "*", "answer": "1"}, *rows[3:]])
     with pytest.raises(ValueError, match=r"d\.jsonl, line 3: not what was asked in line 3 of the data; remove"):
         evaluate.main(replace(c, resume=True))
