@@ -128,7 +128,7 @@ def test_a_given_model_on_given_problems(tmp_path, model_dir, monkeypatch):
         (tmp_path / name).rename(tmp_path / "moved" / name)
     moved = dict(data=str(tmp_path / "moved" / "train.jsonl"), model=str(tmp_path / "moved" / "model"))
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(pipeline, "compare_answers", interrupt)  # after all stages
+        patch.setattr(report, "sample_answers", interrupt)  # after all stages
         pipeline.main(replace(c, resume=True, **moved))
     assert stamps(tmp_path / "run") == before
     for name in ("train.jsonl", "model"):
