@@ -12,7 +12,7 @@ is saved in the run folder (nanopcf/run/stages.py), so that --resume repeats not
 are plain `train_sft.main` and `train_rl.main`, several at a time: small models are fastest with one thread each.
 """
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -115,9 +115,9 @@ from nanopcf.evaluate import EvaluateConfig
 from nanopcf.model import NANO, ModelConfig, Transformer
 from nanopcf.objectives import RECIPES
 from nanopcf.report import paradigms, study
-from nanopcf.run import files, log, machine
-from nanopcf.run.folder import checkpoints, lock
-from nanopcf.run.stages import Stages, resumable, run_parallel, train_parallel, worker_pool
+from nanopcf.run import log, machine
+from nanopcf.run.folder import checkpoints
+from nanopcf.run.stages import Stages, open_pipeline, run_parallel, train_parallel, worker_pool
 from nanopcf.scoring import score_checkpoint
 from nanopcf.tasks import FAMILIES, nano_tokenizer
 
@@ -130,12 +130,9 @@ def main(c: PipelineConfig) -> dict:
         return study.run_seeds(c, main)
     device = machine.choose_device(c.device)
     out = Path(c.out or f"runs/{c.preset}")
-    if (out / "config.json").exists() and not c.resume:
-        raise ValueError(f"{out} already holds a run; continue it with --resume, or choose another --out")
-    with lock(out), resumable(out):
-        files.write_json(out / "config.json", asdict(c))
+    with open_pipeline(out, c):
         small_model = None if c.data else nano_model(c)
-        threads, workers = machine.share_cores(c.threads, c.workers, device, small_model)
+        threads, workers = machine.share_cores(c.threads, c.workers, device, small_model, out)
         log.announce(log.header(device, threads))
         kernels.announce_path(device)
         with worker_pool(workers) as pool:
@@ -182,7 +179,7 @@ def run_experiment(c: PipelineConfig, out: Path, device: torch.device, threads: 
 
         paradigm_runs = stages.run("paradigms", settings, paradigms.train_all, selection, rl_from, train_rl.main, pool)
 
-    samples = report.sample_answers(branches, data["test"], lambda model: scoring(c, model, data))
+    samples = report.sample_answers(branches, data["test"], lambda model: scoring(c, model, data, out / "samples"))
     parts = base, candidates, selection, branches, paradigm_runs, samples
     result = report.assemble(c, device, *parts, problems=len(read_examples(data["test"])), elapsed_s=stages.elapsed)
     report.publish(result, out)
@@ -198,11 +195,15 @@ def nano_model(c: PipelineConfig) -> Transformer:
     return Transformer(ModelConfig(vocab_size=nano_tokenizer().vocab_size, max_length=CONTEXT, **NANO[c.model]))
 
 
-def scoring(c: PipelineConfig, model: str, data: dict) -> EvaluateConfig:
+def scoring(c: PipelineConfig, model: str, data: dict, folder: Path) -> EvaluateConfig:
     """How a checkpoint answers problems: at a temperature of 0.7, which is the paper's and the default."""
+    # The folder keeps what is chosen by looking at the machine, threads and slots, so that a stage which is resumed
+    # scores as it did before.
+    folder.mkdir(exist_ok=True)
     names = ("chat", "template", "max_new_tokens", "verifier", "seed", "device", "dtype")
     settings = {name: getattr(c, name) for name in names}
-    return EvaluateConfig(model=model, data=(data["test"],), samples=c.passk, threads=worker_threads(c), **settings)
+    settings |= {"samples": c.passk, "threads": worker_threads(c), "out": str(folder)}
+    return EvaluateConfig(model=model, data=(data["test"],), **settings)
 
 
 def training(c: PipelineConfig) -> dict:
@@ -218,7 +219,7 @@ def worker_threads(c: PipelineConfig) -> int:
 
 def score_all(label: str, c: PipelineConfig, models: dict, data: dict, pool: Executor, folder: Path) -> dict:
     """{name: scores on the test problems} for models {name: checkpoint}."""
-    jobs = {name: (score_checkpoint, scoring(c, model, data)) for name, model in models.items()}
+    jobs = {n: (score_checkpoint, scoring(c, model, data, folder / f"score-{n}")) for n, model in models.items()}
     return run_parallel(label, jobs, pool, folder)
 
 
@@ -290,9 +291,8 @@ def make_candidates(c: PipelineConfig, folder: Path, data: dict, base: dict, thr
     else:
         taken = {e.prompt for file in data.values() for e in read_examples(file)}
         rounds = splits.new_problems(c.task, c.pool, c.seed, taken)
-    problems = splits.sort_by_difficulty(
-        replace(scoring(c, base["model"], data), threads=threads), rounds, c.candidates
-    )
+    asked = replace(scoring(c, base["model"], data, folder), threads=threads)
+    problems = splits.sort_by_difficulty(asked, rounds, c.candidates)
 
     set_files = {name: splits.write_set(folder, name, problems) for name in c.candidates}
     # with --data the sets come from the corpus, which nothing else uses
@@ -320,7 +320,7 @@ def train_candidates(
             **training(c),
         )
     tables = train_parallel("SFT", train_sft.main, runs, pool, folder, "val_loss")
-    models = {(name, step): str(path) for name in runs for step, path in checkpoints(folder / name)}
+    models = {f"{name}@{step}": str(path) for name in runs for step, path in checkpoints(folder / name)}
     scores = score_all("SFT scores", c, models, data, pool, folder)
 
     candidates = []
@@ -328,7 +328,7 @@ def train_candidates(
         difficulty, size = splits.difficulty_and_size(name)
         candidate = {"name": name, "size": size, "difficulty": difficulty}
         candidate["min_val_loss"] = min(row["val_loss"] for row in table)
-        candidate["checkpoints"] = [{**row, **scores[name, row["step"]]} for row in table]
+        candidate["checkpoints"] = [{**row, **scores[f"{name}@{row['step']}"]} for row in table]
         candidates.append(candidate)
     return candidates
 

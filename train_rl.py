@@ -109,7 +109,7 @@ from nanopcf.optim import SCHEDULES, Optimizer, learning_rate
 from nanopcf.packing import pack, token_logprobs, trained_hidden
 from nanopcf.rollouts import Batch, Group, Problem, make_batch, roll_out, step_flops
 from nanopcf.run import files, log, machine, parallel, signals
-from nanopcf.run.folder import Metrics, checkpoints, open_run
+from nanopcf.run.folder import Metrics, open_run
 from nanopcf.run.machine import slots_that_fit
 from nanopcf.sampler import Sampler
 from nanopcf.scoring import complete
@@ -273,9 +273,8 @@ def main(c: RLConfig) -> list[dict]:
         dry_run.try_rl(model, optimizer, sampler, judge, update, max(prompts, key=len), c)
         return []
     # What a resumed run needs besides weights and optimizer. drawn: rounds of prompts so far; x: FLOPs spent; ended: by
-    # compute, or because no group had a signal; threads, because the rounding of sums depends on their number.
-    state = {"step": 0, "updates": 0, "drawn": 0, "x": 0.0, "ended": False, "threads": threads}
-    score = partial(evaluate, model, tokenizer, val, slots, c=c)
+    # compute, or because no group had a signal; threads and slots, because their number decides how sums are rounded.
+    state = {"step": 0, "updates": 0, "drawn": 0, "x": 0.0, "ended": False, "threads": threads, "slots": slots}
 
     def require_finite(what: str, value: float, rows, extras=None) -> None:
         if not math.isfinite(value):
@@ -289,14 +288,15 @@ def main(c: RLConfig) -> list[dict]:
     # ---- 2. the run folder, and where the run stands ----
     # A run may be continued with more steps, unless a schedule was stretched over those that it had.
     stretched = c.schedule != "constant" or recipe.expert == "prefix"
-    free = ("device", "threads") if stretched else ("device", "threads", "steps")
+    free = ("device", "threads", "keep") if stretched else ("device", "threads", "keep", "steps")
     with open_run(c.out, c, c.resume, free=free) as out, signals.stoppable() as stop_signal:
-        saved = checkpoints(out)
+        saved = checkpoint.resume(out, model, optimizer, state)  # None if the run begins
         if saved:
-            state = checkpoint.load_training(saved[-1][1], model, optimizer, state)
+            state, sampler.slots = saved, saved["slots"]
             threads = state["threads"] = machine.set_threads(c.threads or state["threads"], model)
             log.announce(f"resuming after step {state['step']}")
-        metrics = Metrics(out, state["step"] if saved else -1)  # drops the lines of steps that run again
+        metrics = Metrics(out)  # without the lines of steps that run again
+        score = partial(evaluate, model, tokenizer, val, sampler.slots, c=c)
         log.announce(log.header(device, threads, dtype))
         kernels.announce_path(device)
         log.announce(

@@ -132,15 +132,15 @@ def main(c: SFTConfig) -> list[dict]:
     step_flops = flops.sft_step(model.config, c.batch, sum(len(s.tokens) for s in train) / len(train))
 
     # ---- 3. the run folder, and where an earlier start of this run stopped ----
-    with open_run(c.out, c, c.resume, free=("device", "threads")) as out, signals.stoppable() as stop_signal:
-        start, saved = 0, checkpoints(out)
+    with open_run(c.out, c, c.resume, free=("device", "threads", "keep")) as out, signals.stoppable() as stop_signal:
+        start = 0
+        saved = checkpoint.resume(out, model, optimizer, {"step": 0, "threads": 0})  # None if the run begins
         if saved:
-            state = checkpoint.load_training(saved[-1][1], model, optimizer, {"step": 0, "threads": 0})
-            start = state["step"]
+            start = saved["step"]
             # another number of threads would round sums differently
-            threads = machine.set_threads(c.threads or state["threads"], model)
+            threads = machine.set_threads(c.threads or saved["threads"], model)
             log.announce(f"resuming after step {start}")
-        metrics = Metrics(out, start if saved else -1)
+        metrics = Metrics(out)  # without the lines of steps that run again
         log.announce(log.header(device, threads, dtype))
         kernels.announce_path(device)
         log.announce(f"SFT: {len(train)} trajectories, {model.parameter_count():,} parameters")

@@ -1,6 +1,9 @@
 """Models on disk: folders in Hugging Face's layout (config.json, model.safetensors, tokenizer.json).
 
-A checkpoint of a run holds two more files, which training needs to continue: optimizer.safetensors and state.json.
+    python -m nanopcf.checkpoint verify DIR         a checkpoint, or all of a run: is every file as it was saved?
+
+A checkpoint of a run holds more, which training needs to continue: optimizer.safetensors; state.json, with the SHA-256
+of every other file of the model; and metrics.json, which says how far metrics.jsonl went.
 
 Weights load strictly, in both directions: each weight of the model must be in the folder, in its shape, and the folder
 must hold no other. A wrong folder is an error then, and not a model that writes fluent nonsense. How our names and
@@ -9,6 +12,9 @@ settings become Hugging Face's is told in `nanopcf/interop/huggingface.py`, and 
 Left out: pickled weights (.bin, .pt), because opening one can run code. Safetensors and JSON cannot.
 """
 
+import hashlib
+import json
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -18,8 +24,9 @@ from nanopcf.interop import huggingface
 from nanopcf.interop.huggingface import open_safetensors, read_safetensors, to_hf_weights, write_safetensors
 from nanopcf.model import ModelConfig, Transformer
 from nanopcf.optim import Optimizer
-from nanopcf.run import files, parallel
-from nanopcf.run.folder import checkpoints, prune
+from nanopcf.run import config, files, parallel
+from nanopcf.run.config import Argument
+from nanopcf.run.folder import check_still_ours, checkpoints, digest, fingerprint, prune, read_metrics
 from nanopcf.tokenizer import TextTokenizer
 
 
@@ -105,6 +112,12 @@ def write_model(folder: Path, model: Transformer, tokenizer: TextTokenizer) -> N
     write_safetensors(weights, folder / "model.safetensors")
 
 
+# ---- the checkpoints of a run ----
+
+SUMS = "sha256"  # in state.json: file -> its SHA-256; "state.json" stands for the state itself
+OPTIMIZER = "optimizer.safetensors"
+
+
 def save_training(
     folder: Path, model: Transformer, tokenizer: TextTokenizer, optimizer: Optimizer, state: dict
 ) -> None:
@@ -112,8 +125,12 @@ def save_training(
 
     def write(temporary: Path) -> None:
         write_model(temporary, model, tokenizer)
-        write_safetensors(optimizer_tensors(optimizer), temporary / "optimizer.safetensors")
-        files.write_json(temporary / "state.json", state)
+        write_safetensors(optimizer_tensors(optimizer), temporary / OPTIMIZER)
+        sums = {path.name: sha256(path) for path in sorted(temporary.iterdir())}
+        files.write_json(temporary / "state.json", state | {SUMS: sums | {"state.json": sha256_of_state(state)}})
+        metrics = folder.parents[1] / "metrics.jsonl"  # of the run, if the folder is a checkpoint in one
+        if metrics.exists():
+            files.write_json(temporary / "metrics.json", digest(metrics.read_bytes()))
 
     files.write_folder(folder, write)
 
@@ -131,34 +148,111 @@ def save_step(
 ) -> None:
     """Write the checkpoint of a run's step and `prune` older ones: rank 0 does, the others wait. Raises OSError.
 
-    Training continues from the newest checkpoint alone. Older ones are models for RL to start from, and lose their
-    optimizer, which is at least twice as large as the model.
+    Training continues from the newest checkpoint, and from the one before if the newest is damaged. Older ones are
+    models for RL to start from, and lose their optimizer, which is at least twice as large as the model.
     """
     if parallel.rank() == 0:
-        save_training(out / "checkpoints" / f"step-{step}", model, tokenizer, optimizer, state)
+        check_still_ours(out)
+        folder = out / "checkpoints" / f"step-{step}"
+        # A run that was killed after its last save comes here again. To replace the checkpoint would only risk it.
+        if not folder.exists() or read_state(folder)[0] != state:
+            save_training(folder, model, tokenizer, optimizer, state)
         prune(out, keep, goodness)
-        for _, older in checkpoints(out)[:-1]:
-            (older / "optimizer.safetensors").unlink(missing_ok=True)
+        for _, older in checkpoints(out)[:-2]:
+            (older / OPTIMIZER).unlink(missing_ok=True)
     parallel.wait()
+
+
+def resume(out: Path, model: Transformer, optimizer: Optimizer, state: dict) -> dict | None:
+    """`load_training` from the newest checkpoint of a run; None if the run has just begun.
+
+    Raises ValueError when the newest checkpoint is damaged, saying from which one the run can go on, or when it is lost
+    and --resume would train again what is trained.
+    """
+    saved = checkpoints(out)
+    step = saved[-1][0] if saved else -1
+    path = out / "metrics.jsonl"
+    logged = max((row.get("step", -1) for row in read_metrics(path)), default=-1) if path.exists() else -1
+    for result in ("checkpoints.json", "curve.json"):
+        if (out / result).exists() and logged > step:
+            raise ValueError(
+                f"{out} has ended, yet its last checkpoint, step-{logged}, is gone; put it back, or remove {result} "
+                "to train its steps again"
+            )
+    if not saved:
+        if logged > files.read_json(out / "config.json")["checkpoint_every"]:
+            raise ValueError(f"{out}: {path.name} goes up to step {logged}, yet there is no checkpoint; put them back")
+        return None
+    _, newest = saved[-1]
+    try:
+        return load_training(newest, model, optimizer, state)
+    except (ValueError, OSError) as error:
+        older = [folder for _, folder in saved[:-1] if (folder / OPTIMIZER).exists()]
+        advice = "older checkpoints hold no optimizer, so the run can't go on; they serve as --model of another run"
+        if older:
+            advice = f"remove {newest}, and --resume goes on from {older[-1].name}"
+        raise ValueError(f"{error}; {advice}") from error
 
 
 def load_training(folder: Path, model: Transformer, optimizer: Optimizer, state: dict) -> dict:
     """Fill the model and the optimizer from a checkpoint that `save_training` wrote, and return its saved state.
 
     `state` is a run's state at its start: the saved one must have the same names, with values of the same types.
-    Raises ValueError naming the file that does not fit.
+    Raises ValueError naming the file that does not fit, or that is not as it was saved.
     """
+    verify(folder)
+    saved, _ = read_state(folder)
+    if "slots" in state:
+        saved = {"slots": state["slots"]} | saved  # older checkpoints hold no slots
+    if {name: type(value) for name, value in saved.items()} != {name: type(value) for name, value in state.items()}:
+        raise ValueError(f"{folder / 'state.json'}: {saved}, expected values like {state}")
+    if folder.name.startswith("step-") and folder.name != f"step-{saved['step']}":
+        raise ValueError(f"{folder / 'state.json'}: it is the state of step {saved['step']}")
     loaded, _ = load(folder, dtype=model.head_weight.dtype)
     model.load_state_dict(loaded.state_dict())
-    tensors = read_safetensors(folder / "optimizer.safetensors")
+    tensors = read_safetensors(folder / OPTIMIZER)
     try:
         fill_optimizer(optimizer, tensors)
     except ValueError as error:
-        raise ValueError(f"{folder / 'optimizer.safetensors'}: {error}") from error
-    saved = files.read_json(folder / "state.json")
-    if {name: type(value) for name, value in saved.items()} != {name: type(value) for name, value in state.items()}:
-        raise ValueError(f"{folder / 'state.json'}: {saved}, expected values like {state}")
+        raise ValueError(f"{folder / OPTIMIZER}: {error}") from error
     return saved
+
+
+def read_state(folder: Path) -> tuple[dict, dict[str, str]]:
+    """(state, {file: SHA-256}) of a checkpoint; those of older versions have no sums. Raises ValueError if broken."""
+    state = files.read_json(folder / "state.json")
+    sums = state.pop(SUMS, {})
+    if not isinstance(sums, dict):
+        raise ValueError(f"{folder / 'state.json'}: {SUMS} is {sums!r}, expected the sum of each file")
+    return state, sums
+
+
+def verify(folder: Path) -> bool:
+    """Is every file of a checkpoint as it was saved? False if it holds no sums, because an older version wrote it.
+
+    The optimizer may be missing, as older checkpoints lose it. Raises ValueError that names a file which is damaged.
+    """
+    state, sums = read_state(folder)
+    for name, was in sums.items():
+        path = folder / name
+        if name == OPTIMIZER and not path.exists():
+            continue
+        if not path.is_file():
+            raise ValueError(f"{path}: missing")
+        if was != (sha256_of_state(state) if name == "state.json" else sha256(path)):
+            raise ValueError(f"{path}: damaged, it is not what was saved (another SHA-256)")
+    return bool(sums)
+
+
+def sha256(path: Path) -> str:
+    return fingerprint(path).partition(":")[2]
+
+
+def sha256_of_state(state: dict) -> str:
+    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
+
+
+# ---- the tensors of an optimizer ----
 
 
 def optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:
@@ -194,3 +288,35 @@ def fill_optimizer(optimizer: Optimizer, tensors: dict[str, Tensor]) -> None:
             state.setdefault(int(i), {})[name] = tensor
     adamw = optimizer.adamw
     adamw.load_state_dict({"state": state, "param_groups": adamw.state_dict()["param_groups"]})
+
+
+# ---- the command ----
+
+
+@dataclass(frozen=True)
+class VerifyConfig(config.Config):
+    action: Argument  # verify
+    folder: Argument  # a checkpoint, or a run with checkpoints
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.action != "verify":
+            raise ValueError(f"no {self.action!r}; there is: python -m nanopcf.checkpoint verify DIR")
+
+
+def main(c: VerifyConfig) -> None:
+    """Print what `verify` finds of each checkpoint. Raises ValueError after the last one if any is damaged."""
+    folders = [folder for _, folder in checkpoints(Path(c.folder))] or [Path(c.folder)]
+    damaged = []
+    for folder in folders:
+        try:
+            found = "whole" if verify(folder) else "holds no sums: an older version wrote it"
+        except ValueError as error:
+            found, damaged = f"damaged: {error}", [*damaged, folder]
+        print(f"{folder}: {found}")
+    if damaged:
+        raise ValueError(f"{len(damaged)} of {len(folders)} checkpoints are damaged")
+
+
+if __name__ == "__main__":
+    config.run_cli(lambda: main(config.parse(VerifyConfig, __doc__)))

@@ -19,9 +19,9 @@ from tqdm import tqdm
 from nanopcf.answers.mathematics import verifier
 from nanopcf.data import Example, Format, encode_prompts, read_examples
 from nanopcf.model import Transformer
-from nanopcf.run import config, files, log
+from nanopcf.run import config, files, log, machine
 from nanopcf.run.config import Count, Device, DType, Natural, NonNegative, PositiveShare, Text, Verifier
-from nanopcf.run.folder import open_run, read_metrics
+from nanopcf.run.folder import check_still_ours, kept, open_run, read_metrics
 from nanopcf.scoring import answer_problems, choose_slots, open_model, pass_at_k, standard_error
 from nanopcf.tokenizer import TextTokenizer
 
@@ -62,10 +62,18 @@ class EvaluateConfig(config.Config):
 # ---- the command: several files, saved as they grow ----
 
 
-def kept_rows(path: Path, chunk: int, count: int) -> list[dict]:
-    """The saved rows of an interrupted evaluation: whole chunks only, or all `count` if the file is complete."""
-    rows = read_metrics(path) if path.exists() else []
-    return rows[:count] if len(rows) >= count else rows[: len(rows) // chunk * chunk]
+def kept_rows(path: Path, chunk: int, examples: list[Example], samples: int) -> list[dict]:
+    """The saved rows of an interrupted evaluation: whole chunks only, or one per example if the file is complete.
+
+    Raises ValueError when a row is not the one of its example.
+    """
+    rows = (read_metrics(path) if path.exists() else [])[: len(examples)]
+    for number, (row, e) in enumerate(zip(rows, examples, strict=False), 1):
+        same = [row.get(name) for name in ("line", "prompt", "answer")] == [e.line, e.prompt, e.answer]
+        verdicts = [row.get(name) for name in ("completions", "correct", "strict")]
+        if not same or not all(isinstance(v, list) and len(v) == samples for v in verdicts):
+            raise ValueError(f"{path}, line {number}: not what was asked in line {e.line} of the data; remove the file")
+    return rows if len(rows) == len(examples) else rows[: len(rows) // chunk * chunk]
 
 
 def evaluate_file(
@@ -80,7 +88,7 @@ def evaluate_file(
     chunk = max(1, 2 * c.slots // c.samples)  # problems between two writes: enough to keep all slots busy
     name = Path(file).stem
     path = Path(c.out) / f"{name}.jsonl" if c.out else None
-    rows = kept_rows(path, chunk, len(examples)) if path else []
+    rows = kept_rows(path, chunk, examples, c.samples) if path else []
     if path:
         files.write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
     with tqdm(total=len(examples), initial=len(rows), desc=name, leave=False, mininterval=1) as bar:
@@ -97,8 +105,8 @@ def evaluate_file(
                 new_rows.append(row)
             rows += new_rows
             if path:
-                with path.open("a", encoding="utf-8") as out:
-                    out.write("".join(json.dumps(row) + "\n" for row in new_rows))
+                check_still_ours(path.parent)
+                files.append_text(path, "".join(json.dumps(row) + "\n" for row in new_rows))
             bar.update(len(part))
     return rows
 
@@ -154,12 +162,13 @@ def weighted_mean(scores: list[dict]) -> dict:
 
 
 def main(c: EvaluateConfig) -> list[dict]:
-    model, tokenizer, threads = open_model(c)
+    model, tokenizer, probed = open_model(c)
     device = model.head_weight.device
     # All files are read first: a mistake in the last one shows before hours go into the first.
     examples = {f: read_examples(f, need=("prompt", "answer"))[: c.limit or None] for f in (*c.data, *c.ood)}
     folder = open_run(c.out, c, c.resume, free=("device", "threads", "show")) if c.out else nullcontext()
     with folder:
+        threads = machine.set_threads(c.threads or kept(c.out, "threads", lambda: probed), model)
         log.announce(log.header(device, threads, model.head_weight.dtype))
         if not c.out:
             log.announce("completions aren't saved; --out DIR keeps them")

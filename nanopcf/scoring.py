@@ -13,6 +13,7 @@ from nanopcf.data import PLAIN, Example, Format, read_examples
 from nanopcf.model import Transformer
 from nanopcf.rewards import verify
 from nanopcf.run import machine
+from nanopcf.run.folder import kept
 from nanopcf.run.machine import slots_that_fit
 from nanopcf.sampler import Completion, Sampler
 from nanopcf.stopping import StopStrings
@@ -84,20 +85,27 @@ def standard_error(correct: np.ndarray) -> float:
 # ---- one checkpoint; c: an EvaluateConfig, which says how it is asked ----
 
 
-def open_model(c: Any) -> tuple[Transformer, TextTokenizer, int]:
-    """(model, tokenizer, number of CPU threads, which is set here). Raises ValueError when a weight is not finite."""
+def open_model(c: Any, out: str = "") -> tuple[Transformer, TextTokenizer, int]:
+    """(model, tokenizer, number of CPU threads, which is set here). Raises ValueError when a weight is not finite.
+
+    out: a folder that keeps the number of threads that was chosen.
+    """
     device = machine.choose_device(c.device)
     model, tokenizer = checkpoint.load(c.model, device, machine.choose_dtype(c.dtype, device), chat=c.chat)
     for name, weight in model.named_parameters():
         if not weight.isfinite().all():
             raise ValueError(f"{c.model}: the model is broken, its {name} holds a number that is not finite")
-    return model, tokenizer, machine.set_threads(c.threads, model)
+    threads = c.threads or kept(out, "threads", lambda: machine.set_threads(0, model))
+    return model, tokenizer, machine.set_threads(threads, model)
 
 
 def choose_slots(c: Any, model: Transformer, prompts: list[list[int]]) -> int:
-    """How many sequences to generate at a time: --slots, or as many as memory holds of the longest that can occur."""
+    """How many sequences to generate at a time: --slots, or as many as memory holds of the longest that can occur.
+
+    The folder `out`, if there is one, keeps the number: with other free memory it would be another one.
+    """
     longest = min(model.config.max_length, max(map(len, prompts)) + c.max_new_tokens)
-    return c.slots or slots_that_fit(model, longest)
+    return c.slots or kept(c.out, f"slots for {longest} tokens", lambda: slots_that_fit(model, longest))
 
 
 def answer_problems(
@@ -137,7 +145,7 @@ def score_checkpoint(c: Any) -> dict:
     pass@1 is the paper's score and takes one sample per problem. pass@k costs k times as much: a quarter of the
     problems must do.
     """
-    model, tokenizer, _ = open_model(c)
+    model, tokenizer, _ = open_model(c, c.out)
     examples = read_examples(c.data[0], need=("prompt", "answer"))
     quarter = examples[: max(1, len(examples) // 4)]
     one_sample, _ = answer_problems(replace(c, samples=1), model, tokenizer, examples)
@@ -152,6 +160,6 @@ def score_checkpoint(c: Any) -> dict:
 
 def greedy_answers(c: Any, examples: list[Example]) -> list[tuple[str, bool]]:
     """(response, is it right) of a checkpoint's greedy answer to each problem."""
-    model, tokenizer, _ = open_model(c)
+    model, tokenizer, _ = open_model(c, c.out)
     correct, texts = answer_problems(replace(c, samples=1, temperature=0.0), model, tokenizer, examples)
     return [(text, bool(right)) for text, right in zip(texts, correct[:, 0], strict=True)]

@@ -94,7 +94,7 @@ def sort_by_difficulty(c: Any, rounds: Iterator[list[Example]], names: Sequence[
     needed = {"uniform": 0, "easy": 0, "hard": 0}  # the size of the largest set of each difficulty
     for difficulty, size in map(difficulty_and_size, names):
         needed[difficulty] = max(needed[difficulty], size)
-    model, tokenizer, _ = open_model(c)
+    model, tokenizer, _ = open_model(c, c.out)
     by_difficulty: dict[str, list[Example]] = {"uniform": [], "easy": [], "hard": []}
     for i, problems in enumerate(rounds):
         correct, _ = answer_problems(replace(c, samples=TRIES, seed=c.seed + i), model, tokenizer, problems)

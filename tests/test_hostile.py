@@ -330,7 +330,7 @@ def test_an_optimizer_of_another_model_is_refused(model, tmp_path):
     checkpoint.fill_optimizer(optimizer, tensors)
 
 
-def test_links_in_a_run_folder_lead_nowhere(tmp_path):
+def test_links_in_a_run_folder_lead_nowhere(sft, tmp_path):
     """What a run writes, it writes in its folder: a link that waits under a file's name is not followed."""
     outside = tmp_path / "outside"
     outside.write_text("precious")
@@ -338,11 +338,11 @@ def test_links_in_a_run_folder_lead_nowhere(tmp_path):
     out.mkdir()
     for name in ("config.json.tmp", "metrics.jsonl", "metrics.jsonl.tmp"):
         (out / name).symlink_to(outside)
-    files.write_json(out / "config.json", {})
-    Metrics(out, 0).log(step=1)
+    files.write_json(out / "config.json", {"written_by": "nanopcf SFTConfig"})
+    Metrics(out).log(step=1)
     assert outside.read_text() == "precious" and not (out / "metrics.jsonl").is_symlink()
     (out / "lock").symlink_to(outside)
-    with pytest.raises(OSError, match="symbolic"), lock(out):
+    with pytest.raises(OSError, match="symbolic"), lock(out, sft):
         pass
     assert outside.read_text() == "precious"
 

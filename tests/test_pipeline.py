@@ -56,12 +56,15 @@ def test_pipeline_end_to_end_and_its_cache(tmp_path, capfd):
     before = stamps(tmp_path / "run")
     with pytest.raises(ValueError, match="already holds a run"):
         pipeline.main(c)
+    # a run folder that was moved is the same run; what it read lies in it
+    (tmp_path / "run").rename(tmp_path / "moved")
+    c = replace(c, out=str(tmp_path / "moved") + "/")
     again = pipeline.main(replace(c, resume=True))
-    assert stamps(tmp_path / "run") == before
+    assert stamps(tmp_path / "moved") == before and not (tmp_path / "run").exists()
     assert [b["curve"] for b in again["branches"]] == [b["curve"] for b in result["branches"]]
     compare = dict(paradigms=("grpo", "luffy"), paradigm_flops=5e9, paradigm_seeds=1)
     changed = pipeline.main(replace(c, resume=True, rl_lr=1e-3, **compare))
-    after = stamps(tmp_path / "run")
+    after = stamps(tmp_path / "moved")
     assert [n for n in after if after[n] != before[n]] == ["rl"]
     assert changed["candidates"] == result["candidates"]
 
@@ -76,11 +79,11 @@ def test_pipeline_end_to_end_and_its_cache(tmp_path, capfd):
     for r in rows:
         assert (r["x_sft"] > 0) == (r["start"] == "sft") and r["curve"][0]["x"] == r["x_sft"]
         assert 5e9 <= r["curve"][-1]["x"] < 6e9
-    page = (tmp_path / "run" / "report.html").read_text()
+    page = (tmp_path / "moved" / "report.html").read_text()
     assert page.count("data:image/png") == 5 and "Every paradigm at equal compute" in page
 
     # all that is judged follows to the last bit from what report.json holds of the measurements
-    saved = json.loads((tmp_path / "run" / "report.json").read_text())
+    saved = json.loads((tmp_path / "moved" / "report.json").read_text())
     measured = "dataset sft_step regime x_sft p_sft curve best out_of_signal train_pass_rate".split()
     measured += ["greedy_before", "greedy_after"]
     branches = [{key: b[key] for key in measured} for b in saved["branches"]]
@@ -90,7 +93,11 @@ def test_pipeline_end_to_end_and_its_cache(tmp_path, capfd):
     assert json.loads(json.dumps(report.judge(unjudged | {"claims": [], "paradigms": []}))) == saved
 
 
-def test_a_given_model_on_given_problems(tmp_path, model_dir):
+def interrupt(*arguments):
+    raise KeyboardInterrupt
+
+
+def test_a_given_model_on_given_problems(tmp_path, model_dir, monkeypatch):
     """--data: no pretraining, the file cut into disjoint parts, the given model as base; the test file's problems left
     out."""
     train, test = sums(90, 3), sums(12, 4)
@@ -114,6 +121,18 @@ def test_a_given_model_on_given_problems(tmp_path, model_dir):
     assert sorted(prompts) == sorted({e.prompt for e in train} - {e.prompt for e in test})
     page = (tmp_path / "run" / "report.html").read_text()
     assert "generated mathematics" not in page and str(tmp_path / "train.jsonl") in page
+    # the same files and the same model by another path: nothing is run again
+    before = stamps(tmp_path / "run")
+    (tmp_path / "moved").mkdir()
+    for name in ("train.jsonl", "model"):
+        (tmp_path / name).rename(tmp_path / "moved" / name)
+    moved = dict(data=str(tmp_path / "moved" / "train.jsonl"), model=str(tmp_path / "moved" / "model"))
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(report, "sample_answers", interrupt)  # after all stages
+        pipeline.main(replace(c, resume=True, **moved))
+    assert stamps(tmp_path / "run") == before
+    for name in ("train.jsonl", "model"):
+        (tmp_path / "moved" / name).rename(tmp_path / name)
     write_jsonl(tmp_path / "train.jsonl", train)
     with pytest.raises(ValueError, match=r"train\.jsonl has changed since the run in .* began"):
         pipeline.main(replace(c, resume=True))
@@ -146,18 +165,25 @@ def test_seed_changes_the_numbers(tmp_path):
     assert losses[0] != losses[1] and data[0] != data[1]
 
 
-def test_a_real_model_is_scored_with_a_probed_number_of_threads(model_dir, monkeypatch, tmp_path):
+def test_a_real_model_is_scored_with_a_probed_number_of_threads(model_dir, tmp_path, monkeypatch):
+    """It is probed once (0): a resumed stage, which finds the same folder, scores with the same number."""
     given = []
-    monkeypatch.setattr(machine, "set_threads", lambda threads, model: given.append(threads))
+
+    def set_threads(threads, model):
+        given.append(threads)
+        return threads or 3
 
     def open_model(c):
-        evaluate.open_model(pipeline.scoring(c, str(model_dir), {"test": "t.jsonl"}))
+        settings = pipeline.scoring(c, str(model_dir), {"test": "t.jsonl"}, tmp_path / "score")
+        evaluate.open_model(settings, settings.out)
 
+    monkeypatch.setattr(machine, "set_threads", set_threads)
     open_model(TOY)
     real = replace(TOY, data="x", test_data="y", model=str(model_dir), threads=0)
     open_model(real)
-    assert pipeline.scoring(replace(real, verifier="ours"), "m", {"test": "t"}).verifier == "ours"
+    assert pipeline.scoring(replace(real, verifier="ours"), "m", {"test": "t"}, tmp_path / "score").verifier == "ours"
     rl = pipeline.rl_config(replace(real, verifier="ours"), "m", {"rl": "r", "test": "t"}, tmp_path)
     assert rl.verifier == "ours"
+    open_model(real)
     open_model(replace(real, threads=2))
-    assert given == [1, 0, 2]  # TOY has --threads 1
+    assert given == [1, 0, 3, 3, 2]  # TOY has --threads 1

@@ -88,6 +88,7 @@ def test_a_failed_save_leaves_no_half_checkpoint(tmp_path, model):
 
 def test_metrics_have_no_torn_or_repeated_line(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"st')
-    Metrics(tmp_path, from_step=2).log(step=3)
+    (tmp_path / "checkpoints" / "step-2").mkdir(parents=True)
+    Metrics(tmp_path).log(step=3)
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [1, 2, 3]

@@ -7,7 +7,8 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -18,9 +19,34 @@ def write_text(path: Path, text: str) -> None:
 def write_bytes(path: Path, content: bytes) -> None:
     temporary = path.with_name(path.name + ".tmp")
     temporary.unlink(missing_ok=True)  # it may be a link, and then writing would change a file elsewhere
-    temporary.write_bytes(content)
-    flush(temporary)
-    os.replace(temporary, path)
+    try:
+        with named(path):
+            temporary.write_bytes(content)
+            flush(temporary)
+            os.replace(temporary, path)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+
+
+def append_text(path: Path, text: str) -> None:
+    """Append to a file, and flush it to the disk. Raises OSError that names the file."""
+    with named(path), path.open("a", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextmanager
+def named(path: Path) -> Iterator[None]:
+    """Give the errors of writing a file its name, which the system leaves out where the disk is full."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename or not error.errno:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def flush(path: Path) -> None:
@@ -64,9 +90,10 @@ def write_folder(path: Path, write: Callable[[Path], None]) -> None:
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
-        write(temporary)
-        for file in temporary.iterdir():
-            flush(file)
+        with named(path):
+            write(temporary)
+            for file in temporary.iterdir():
+                flush(file)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import torch
 
+from nanopcf.run import parallel
+from nanopcf.run.folder import kept
 from nanopcf.run.log import announce
 
 try:
@@ -56,34 +58,40 @@ def set_threads(threads: int, model: torch.nn.Module) -> int:
     """Set the number of torch's CPU threads and return it. 0 means: choose it for this model.
 
     Large matrix products always gain from another core, so a large model gets all of them, and so does a model on a
-    GPU, where the number hardly matters. Only for a small model on a CPU is it worth measuring.
+    GPU, where the number hardly matters. Only for a small model on a CPU is it worth measuring. Of several processes
+    each gets what the first one chose.
     """
     if not threads and (model.head_weight.device.type != "cpu" or model.parameter_count() > 20e6 or cores() == 1):
         threads = cores()
     if not threads:
         threads = fewest_good_threads(time_threads(model))
+    threads = parallel.gathered([threads])[0]
     torch.set_num_threads(threads)
     return threads
 
 
 def share_cores(
-    threads: int, workers: int, device: torch.device, small_model: torch.nn.Module | None
+    threads: int, workers: int, device: torch.device, small_model: torch.nn.Module | None, out: Path
 ) -> tuple[int, int]:
     """(threads of a process that runs alone, number of processes in parallel) for many runs on one machine.
 
     threads, workers: what the user asked for; 0 means: choose. small_model: an example of the models that will be
-    trained, which is measured here; None for large models, of which one at a time gets all cores.
+    trained, which is measured here; None for large models, of which one at a time gets all cores. out: the run folder,
+    which keeps the number of threads: it changes how sums are rounded, and the clock would not choose it again.
     """
+
+    def probe() -> int:
+        seconds = time_threads(small_model)
+        times = ", ".join(f"{s * 1e3:.0f} ms with {t}" for t, s in seconds.items())
+        announce(f"probe: a step takes, by number of threads, {times}")
+        return fewest_good_threads(seconds)
+
     if small_model is None:
-        threads, workers = threads or cores(), workers or 1
+        workers = workers or 1
     else:
         # small models run in parallel with one thread each, unless they share one GPU
         workers = workers or (1 if device.type != "cpu" else max(1, cores() // (threads or 1)))
-    if not threads:
-        seconds = time_threads(small_model)
-        threads = fewest_good_threads(seconds)
-        times = ", ".join(f"{s * 1e3:.0f} ms with {t}" for t, s in seconds.items())
-        announce(f"probe: a step takes, by number of threads, {times}")
+    threads = threads or kept(out, "threads", cores if small_model is None else probe)
     announce(f"a process that runs alone gets {threads} thread(s); {workers} run(s) at a time")
     return threads, workers
 
@@ -173,7 +181,11 @@ def try_out(what: str, work: Callable[[], None], device: torch.device) -> None:
 
 
 def slots_that_fit(model: torch.nn.Module, length: int) -> int:
-    """How many sequences of `length` tokens have keys and values that fit in a quarter of the free memory: 1 to 256."""
+    """How many sequences of `length` tokens have keys and values that fit in a quarter of the free memory: 1 to 256.
+
+    The number changes how sums are rounded, so a run keeps it. Of several processes each gets the smallest.
+    """
     c, dtype = model.config, model.head_weight.dtype
     bytes_per_slot = 2 * c.layers * c.kv_heads * c.head_dim * length * dtype.itemsize
-    return int(min(256, max(1, free_memory(model.head_weight.device) // 4 // bytes_per_slot)))
+    slots = min(256, max(1, free_memory(model.head_weight.device) // 4 // bytes_per_slot))
+    return min(parallel.gathered([slots]))

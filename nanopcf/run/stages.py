@@ -23,7 +23,7 @@ import torch
 from tqdm import tqdm
 
 from nanopcf.run import files, log, signals
-from nanopcf.run.folder import fingerprints, read_metrics
+from nanopcf.run.folder import check_still_ours, fingerprints, open_changing_run, read_metrics
 
 # ---- the cache ----
 
@@ -36,24 +36,37 @@ class Stages:
         self.out = out
         self.key = ""
         self.elapsed: dict[str, float] = {}
+        self.moved = {HERE: str(out)}  # paths in saved results -> where they are now
 
     def run(self, name: str, settings: str, work: Callable, *arguments: object) -> Any:
         """The value of work(config, folder, *arguments), or the saved value of an earlier call with an equal key.
 
         settings: the names of the config's fields that the stage reads, separated by spaces. The value is saved as
         JSON. If an earlier call was interrupted, work finds its folder as that call left it, and the training runs
-        inside continue from their checkpoints. Raises ValueError if a file that a setting names has changed since then.
+        inside continue from their checkpoints. Raises ValueError if a file that a setting names has changed since then,
+        or if the folder or the file of the stage is not from an earlier call: then nothing is removed.
         """
-        values = {field: getattr(self.config, field) for field in settings.split()}
-        self.key += json.dumps({name: values}, sort_keys=True)  # it grows: a stage depends on all stages before it
+        check_still_ours(self.out)
         path, folder = self.out / f"{name}.json", self.out / name
         record = files.read_json(path) if path.exists() else {}
+        if not {"key", "done"} <= record.keys() and (path.exists() or folder.exists()):
+            stranger = path if path.exists() else folder
+            raise ValueError(f"{stranger} is not of this run; move it away, or choose another --out")
+        values = {field: getattr(self.config, field) for field in settings.split()}
         data = fingerprints(values)  # of the files that the settings name
+        # A file of the same content may lie elsewhere by now. The key goes on with the path that it had.
+        paths = {content: path for path, content in record.get("data", {}).items()}
+        as_named = {k: paths.get(data[v], v) if isinstance(v, str) and v in data else v for k, v in values.items()}
+        self.moved |= {was: values[k] for k, was in as_named.items() if was != values[k]}
+        self.key += json.dumps({name: as_named}, sort_keys=True)  # it grows: a stage depends on all stages before it
         if record.get("key") != self.key:
-            shutil.rmtree(folder, ignore_errors=True)
+            if folder.exists():
+                # If a kill interrupts the removal, what is left must not be taken for the stage of the old settings.
+                files.write_json(path, {"key": "", "done": False})
+                shutil.rmtree(folder)
             record = {"key": self.key, "data": data, "done": False, "elapsed_s": 0.0}
             files.write_json(path, record)
-        changed = [file for file, was in record.get("data", {}).items() if data.get(file) != was]
+        changed = [file for file, was in record.get("data", {}).items() if data.get(file, was) != was]
         if changed:
             raise ValueError(f"{changed[0]} has changed since the run in {self.out} began; choose another --out")
         if record["done"]:
@@ -63,10 +76,36 @@ class Stages:
             started = time.perf_counter()
             result = work(self.config, folder, *arguments)
             elapsed = record["elapsed_s"] + time.perf_counter() - started
+            result = renamed(result, str(self.out), HERE)
             record |= {"done": True, "result": result, "elapsed_s": round(elapsed, 1)}
+            check_still_ours(self.out)
             files.write_json(path, record)
         self.elapsed[name] = record["elapsed_s"]
-        return record["result"]
+        result = record["result"]
+        for was, now in self.moved.items():
+            result = renamed(result, was, now)
+        return result
+
+
+HERE = "{run folder}"  # in a saved result, so that a run folder can be moved
+
+
+def renamed(value: Any, one: str, other: str) -> Any:
+    """A result of a stage with a path renamed, wherever a string is that path or lies in it."""
+    if isinstance(value, dict):
+        return {key: renamed(item, one, other) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [renamed(item, one, other) for item in value]
+    if isinstance(value, str) and (value == one or value.startswith(one + os.sep)):
+        return other + value[len(one) :]
+    return value
+
+
+@contextmanager
+def open_pipeline(out: Path, config: Any) -> Iterator[None]:
+    """Inside the block the run folder is locked, and a signal ends the run so that --resume can go on."""
+    with open_changing_run(out, config), resumable(out):
+        yield
 
 
 # ---- worker processes ----
