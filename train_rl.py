@@ -12,9 +12,8 @@ and the way to log-probs are those of SFT.
 Every `eval_every` steps, or every `eval_flops` of compute (Eqs. 23-29), the policy is scored on --val: the curve that
 `nanopcf.ceiling` fits. With dynamic sampling the run ends by itself when no prompt gives a signal any more.
 
-On several GPUs: torchrun --nproc_per_node=N train_rl.py ... (`nanopcf/run/parallel.py`). Each process rolls out its
-share of the prompts, all of them see all groups, and each trains on its share of the rows. Left out: a value function,
-asynchronous rollouts.
+On several GPUs: torchrun --nproc_per_node=N train_rl.py ... (`nanopcf/run/parallel.py`). Each process rolls out and
+trains its share, and all see all groups. Left out: a value function, asynchronous rollouts.
 """
 
 from dataclasses import dataclass
@@ -318,7 +317,8 @@ def main(c: RLConfig) -> list[dict]:
             started, x_before = time.perf_counter(), state["x"]
             # With a budget of compute nobody knows the number of steps: then the schedules follow the compute spent.
             progress = state["x"] / c.max_flops if c.max_flops else step / c.steps
-            drawn, groups, state["drawn"] = collect(sampler, tokenizer, problems, state["drawn"], progress, c)
+            roll = partial(collect, sampler, tokenizer, problems, state["drawn"], progress, c)
+            drawn, groups, state["drawn"] = signals.unless_stopped(roll, out, step, save)  # a signal drops the rollouts
             state["x"] += step_flops(model.config, recipe, drawn, groups)  # dropped groups cost their generation
             if not groups:
                 log.announce(f"{out.name}: no prompt gave a signal in {c.max_rounds} rounds; RL ends at step {step}")
@@ -354,7 +354,7 @@ def main(c: RLConfig) -> list[dict]:
             metrics.log(**row)
             if last:  # the end below saves, whatever signal has come
                 break
-            number = stop_signal()  # 0 unless Ctrl-C or SIGTERM came
+            number = stop_signal()  # 0 unless Ctrl-C or the like came
             if (step + 1) % c.checkpoint_every == 0 or number:
                 save()
             if number:

@@ -11,7 +11,7 @@ from nanopcf import checkpoint
 from nanopcf.data import PLAIN, Example, Format, read_examples
 from nanopcf.model import Transformer
 from nanopcf.rewards import verify
-from nanopcf.run import machine
+from nanopcf.run import machine, signals
 from nanopcf.run.machine import slots_that_fit
 from nanopcf.sampler import Completion, Sampler
 from nanopcf.stopping import StopStrings
@@ -53,6 +53,7 @@ def complete(
     )
     check_finite(completions)
     texts = [stops.response(prompts[c.prompt_index], c.tokens) for c in completions]
+    judge = signals.impatient(judge)
     correct = [judge(text, examples[c.prompt_index].answer) for text, c in zip(texts, completions, strict=True)]
     return np.array(correct).reshape(len(examples), samples), texts
 

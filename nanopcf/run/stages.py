@@ -84,10 +84,13 @@ def worker_pool(workers: int) -> ProcessPoolExecutor:
 def start_worker() -> None:
     """Prepare a worker process: the parent alone decides when it ends.
 
-    The terminal sends Ctrl-C to parent and workers alike. The worker ignores it, since the parent sends SIGTERM to
-    those workers that shall save and end. If the parent is killed and can send nothing, the worker ends by itself.
+    The terminal sends Ctrl-C, and its end, to parent and workers alike. The worker ignores them, since the parent sends
+    SIGTERM to those workers that shall save and end. If the parent is killed and can send nothing, the worker ends by
+    itself.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if signals.HANGUP:
+        signal.signal(signals.HANGUP, signal.SIG_IGN)
     threading.Thread(target=end_with_parent, daemon=True).start()
 
 
@@ -114,7 +117,7 @@ def do_job(log_file: Path, function: Callable, *arguments: object) -> object:
 
 @contextmanager
 def resumable(out: Path) -> Iterator[None]:
-    """The first SIGINT or SIGTERM in the block raises SystemExit(130 or 143), and `run_parallel` has its workers save.
+    """The first signal that ends a run raises SystemExit(128 + its number), and `run_parallel` has its workers save.
 
     A second signal kills the workers and this process at once.
     """
@@ -133,7 +136,7 @@ def resumable(out: Path) -> Iterator[None]:
 
     received: list[int] = []
     is_second = signals.SecondSignal()
-    with signals.handling(stop, signal.SIGINT, signal.SIGTERM):
+    with signals.handling(stop, *signals.ending()):
         yield
 
 

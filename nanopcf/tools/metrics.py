@@ -4,6 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nanopcf.answers.mathematics import take_cut_off
 from nanopcf.rollouts import Batch, Group
 from nanopcf.run import parallel
 
@@ -34,6 +35,7 @@ def step_metrics(drawn: list[Group], batch: Batch, updates: list[dict], clock: t
         signal_share=float(np.mean([g.has_signal for g in drawn])),
         length=mean(batch.lengths),
         truncated_share=mean(batch.truncated),
+        judge_cut_off=int(parallel.summed(take_cut_off())),
         expert_share=mean(batch.is_expert),
         entropy=mean(entropy),
         clip_low=mean(clipped[:, 0]),
