@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from nanopcf.run import config
-from nanopcf.run.config import Count, Device, DType, Natural, NonNegative, Positive, Text
+from nanopcf.run.config import Count, Device, DType, Natural, NonNegative, Positive, Text, Threads
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class RLConfig(config.Config):
     drop_long: bool = False  # leave out prompts too long for an answer, and count
     stop: tuple[Text, ...] = ()  # strings that end an answer, such as "Question:"
     seed: Natural = 0  # of the data order and the sampling
-    threads: Natural = 0  # CPU threads (0: found by a probe)
+    threads: Threads = 0  # CPU threads (0: found by a probe)
     device: Device = "auto"  # auto, cpu, cuda or mps
     dtype: DType = "auto"  # float32 or bfloat16; auto: bfloat16 on CUDA
     compile: bool = False  # torch.compile the update: on a CPU it pays late
@@ -378,6 +378,6 @@ def main(c: RLConfig) -> list[dict]:
 
 if __name__ == "__main__":
     if "--list" in sys.argv[1:]:
-        recipes.print_recipes()
+        config.run_cli(recipes.print_recipes)
     else:
         config.run_cli(lambda: print_curve(main(config.parse(RLConfig, __doc__))))

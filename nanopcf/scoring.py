@@ -85,12 +85,11 @@ def standard_error(correct: np.ndarray) -> float:
 
 
 def open_model(c: Any) -> tuple[Transformer, TextTokenizer, int]:
-    """(model, tokenizer, number of CPU threads, which is set here). Raises ValueError when a weight is not finite."""
+    """(model, tokenizer, number of CPU threads, which is set here). Raises ValueError when that can't be had, or when
+    memory can't hold --samples answers."""
     device = machine.choose_device(c.device)
     model, tokenizer = checkpoint.load(c.model, device, machine.choose_dtype(c.dtype, device), chat=c.chat)
-    for name, weight in model.named_parameters():
-        if not weight.isfinite().all():
-            raise ValueError(f"{c.model}: the model is broken, its {name} holds a number that is not finite")
+    machine.check_room(c.samples, min(c.max_new_tokens, model.config.max_length))
     return model, tokenizer, machine.set_threads(c.threads, model)
 
 

@@ -19,7 +19,15 @@ from nanopcf.run.untrusted import printable
 def bar(start: int, end: int, total: int, label: str) -> tqdm:
     """The steps from `start` up to `end`, with a progress bar that counts them out of `total`."""
     hidden = parallel.rank() > 0
-    return tqdm(range(start, end), initial=start, total=total, desc=label, leave=False, mininterval=0.5, disable=hidden)
+    return tqdm(
+        range(start, end),
+        initial=start,
+        total=total,
+        desc=printable(label),
+        leave=False,
+        mininterval=0.5,
+        disable=hidden,
+    )
 
 
 def environment(device: torch.device) -> dict:

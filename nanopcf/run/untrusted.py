@@ -78,3 +78,8 @@ UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\
 def printable(text: object) -> str:
     """The text with its control characters written out, "\\x1b[2J" for the one that clears the screen."""
     return UNPRINTABLE.sub(lambda match: repr(match[0])[1:-1], str(text))
+
+
+def panicked(error: BaseException) -> bool:
+    """Is it a panic of a library in Rust, such as tokenizers? Those are no Exceptions, and what they are is private."""
+    return type(error).__name__ == "PanicException"

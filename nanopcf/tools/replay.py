@@ -23,6 +23,7 @@ from nanopcf.objectives import Recipe, rl_loss
 from nanopcf.packing import Rows, trained_hidden
 from nanopcf.run import config, files, machine, parallel
 from nanopcf.run.config import Argument, Device
+from nanopcf.run.untrusted import printable
 from nanopcf.tokenizer import TextTokenizer
 
 FOLDER = "not-finite"
@@ -139,7 +140,7 @@ def main() -> None:
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder; a run that met a number that isn't finite makes one")
     result = replay(folder, machine.choose_device(c.device))
-    print(f"the run said: {result['found']}\n")
+    print(f"the run said: {printable(result['found'])}\n")
     print(f"{'row':>4} {'loss':>12} {'worst logprob':>14} {'at token':>9}")
     for row, loss, logprob, position in result["rows"]:
         print(f"{row:>4} {loss:>12.4g} {logprob:>14.4g} {position:>9}")
