@@ -113,7 +113,7 @@ from nanopcf.scoring import complete
 from nanopcf.stopping import StopStrings
 from nanopcf.tokenizer import TextTokenizer
 from nanopcf.tools import dry_run, recipes, replay
-from nanopcf.tools.metrics import mean, print_curve, progress_text, step_metrics
+from nanopcf.tools.metrics import mean, print_curve, progress_text, read_curve, step_metrics
 
 
 def collect(
@@ -373,7 +373,7 @@ def main(c: RLConfig) -> list[dict]:
             if parallel.rank() == 0:
                 files.write_json(out / "curve.json", {"curve": curve})
             parallel.wait()  # the others read what rank 0 has written
-    return files.read_json(out / "curve.json")["curve"]
+    return read_curve(out / "curve.json")
 
 
 if __name__ == "__main__":

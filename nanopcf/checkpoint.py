@@ -24,11 +24,17 @@ from nanopcf.tokenizer import TextTokenizer
 
 
 def load(
-    path: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32, **ends: bool | str
+    path: str | Path,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    *,
+    finite: bool = True,
+    **ends: bool | str,
 ) -> tuple[Transformer, TextTokenizer]:
     """The model and the tokenizer of a folder, or of an Org/Name on the Hugging Face Hub.
 
-    ends: `chat` and `end_token`, which say how an answer ends (`huggingface.load_tokenizer`).
+    finite: the weights must be finite numbers. ends: `chat` and `end_token`, which say how an answer ends
+    (`huggingface.load_tokenizer`).
     Raises ValueError saying which file is missing or broken, and which weights are missing, extra, of another shape or
     no finite numbers.
     """
@@ -56,7 +62,7 @@ def load(
                 tensor = tensors.get_tensor(name)
                 if not tensor.is_floating_point():
                     raise ValueError(f"{shard}: {name} is {tensor.dtype}; weights are floating-point numbers")
-                if not tensor.isfinite().all():
+                if finite and not tensor.isfinite().all():
                     raise ValueError(f"{shard}: the model is broken, its {name} holds a number that is not finite")
                 if name in views:
                     views[name].copy_(tensor)

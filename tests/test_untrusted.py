@@ -18,8 +18,9 @@ import train_sft
 from nanopcf import checkpoint, evaluate
 from nanopcf.ceiling import curves
 from nanopcf.interop import chat_template
-from nanopcf.run import config, machine
+from nanopcf.run import config, files, machine
 from nanopcf.run.untrusted import TooLong, printable, time_limit
+from nanopcf.tools.metrics import read_curve
 
 CLEAR = "\x1b[2J"  # clears a terminal's screen
 
@@ -168,6 +169,17 @@ def test_the_ends_of_a_process():
     assert process.stderr.read() == b"" and process.wait() == 141
     done = subprocess.run([sys.executable, "train_rl.py", "--help"], cwd=ROOT, env=environment, capture_output=True)
     assert done.returncode == 0 and b"--threads N" in done.stdout and done.stderr == b""
+
+
+def test_a_damaged_curve_is_named(tmp_path):
+    file, point = tmp_path / "curve.json", {"step": 0, "x": 0.0, "score": 0.5, "greedy": 0.5}
+    files.write_json(file, {"curve": [point, point]})
+    assert read_curve(file) == [point, point]
+    damaged = [{}, {"curve": 5}, {"curve": []}, {"curve": [5]}, {"curve": [point | {"x": "0"}]}]
+    for content in [*damaged, {"curve": [point, {"step": 1, "x": 1, "score": 1}]}]:
+        files.write_json(file, content)
+        with pytest.raises(ValueError, match=r"curve\.json: damaged"):
+            read_curve(file)
 
 
 # ---- numbers ----

@@ -100,7 +100,7 @@ def replay(folder: Path, device: torch.device) -> dict:
     state = files.read_json(folder / "state.json")
     batch = checkpoint.read_safetensors(folder / "batch.safetensors")
     dtype = machine.choose_dtype(files.read_json(folder / "config.json")["torch_dtype"], device)
-    model, _ = checkpoint.load(folder, device, dtype)
+    model, _ = checkpoint.load(folder, device, dtype, finite=False)
     rows = Rows(*(batch[f"rows.{field.name}"].to(device) for field in fields(Rows)))
     count = sum(name.startswith("extras.") for name in batch)
     extras = [batch[f"extras.{i}"].to(device) for i in range(count)]
