@@ -145,7 +145,7 @@ def test_seed_changes_the_numbers(tmp_path):
             data.append(read_examples(files["test"]))
             losses.append(pipeline.train_base(c, folder, files, 1, pool)["pretrain_loss"])
         # The same pool, to spare the start of another: a worker that the system kills is named.
-        with pytest.raises(ValueError, match=r"process \d+ by SIGKILL; at work were job\..* --workers .* --resume"):
+        with pytest.raises(ValueError, match=r"process \d+ by SIGKILL; at work: job\..* --workers .* --resume"):
             stages.run_parallel("a killed job", {"job": (signal.raise_signal, signal.SIGKILL)}, pool, tmp_path)
     assert losses[0] != losses[1] and data[0] != data[1]
 

@@ -164,7 +164,6 @@ def run_parallel(
         try:
             while pending:
                 workers |= set(multiprocessing.active_children())
-                at_work = [str(names[future]) for future in names if future.running()][: len(workers)]
                 ended, pending = wait(pending, timeout=interval, return_when=FIRST_COMPLETED)
                 for future in ended:
                     results[names[future]] = future.result()
@@ -178,7 +177,8 @@ def run_parallel(
             for child in multiprocessing.active_children():
                 child.terminate()
             if isinstance(error, BrokenProcessPool):
-                raise ValueError(how_they_died(workers, at_work)) from error
+                left = [str(name) for name in jobs if name not in results]
+                raise ValueError(how_they_died(workers, left[: len(workers)])) from error
             raise
     return {name: results[name] for name in jobs}
 
@@ -195,7 +195,7 @@ def how_they_died(workers: set, at_work: list[str]) -> str:
         unit = 2**30 if sys.platform == "darwin" else 2**20  # macOS counts bytes, Linux KiB
         memory = f" (the largest had {resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / unit:.1f} GiB)"
     return (
-        f"a worker died: {', '.join(ends) or 'nobody knows how'}; at work were {', '.join(at_work) or 'none'}. Often the "
+        f"a worker died: {', '.join(ends) or 'nobody knows how'}; at work: {', '.join(at_work)}. Often the "
         f"system has run out of memory{memory}: fewer --workers need less; the same command with --resume goes on"
     )
 
