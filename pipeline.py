@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 from nanopcf.run import config
-from nanopcf.run.config import Count, Device, DType, Natural, Positive, Share, Text, Verifier
+from nanopcf.run.config import Count, Device, DType, Natural, Positive, Share, Text, Threads, Verifier
 
 PRESETS = Path(__file__).resolve().parent / "configs"
 CONTEXT = 32  # tokens; the tasks' problems and working fit
@@ -67,7 +67,7 @@ class PipelineConfig(config.Config):
     paradigm_flops: Positive = 1e12  # FLOPs of each, its SFT included
     paradigm_seeds: Count = 3  # runs of each
     workers: Natural = 0  # processes at a time (0: one per core)
-    threads: Natural = 0  # threads of a process (0: found by a probe)
+    threads: Threads = 0  # threads of a process (0: found by a probe)
     seed: Natural = 0  # of everything
     seeds: Count = 1  # several: pool the runs of these seeds
     device: Device = "auto"  # auto, cpu, cuda or mps

@@ -12,16 +12,15 @@ and the way to log-probs are those of SFT.
 Every `eval_every` steps, or every `eval_flops` of compute (Eqs. 23-29), the policy is scored on --val: the curve that
 `nanopcf.ceiling` fits. With dynamic sampling the run ends by itself when no prompt gives a signal any more.
 
-On several GPUs: torchrun --nproc_per_node=N train_rl.py ... (`nanopcf/run/parallel.py`). Each process rolls out its
-share of the prompts, all of them see all groups, and each trains on its share of the rows. Left out: a value function,
-asynchronous rollouts.
+On several GPUs: torchrun --nproc_per_node=N train_rl.py ... (`nanopcf/run/parallel.py`). Each process rolls out and
+trains its share, and all see all groups. Left out: a value function, asynchronous rollouts.
 """
 
 from dataclasses import dataclass
 from typing import Literal
 
 from nanopcf.run import config
-from nanopcf.run.config import Count, Device, DType, Natural, NonNegative, Positive, Text, Verifier
+from nanopcf.run.config import Count, Device, DType, Natural, NonNegative, Positive, Text, Threads, Verifier
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,7 @@ class RLConfig(config.Config):
     stop: tuple[Text, ...] = ()  # strings that end an answer, such as "Question:"
     verifier: Verifier = "auto"  # auto, ours or math-verify
     seed: Natural = 0  # of the data order and the sampling
-    threads: Natural = 0  # CPU threads (0: found by a probe)
+    threads: Threads = 0  # CPU threads (0: found by a probe)
     device: Device = "auto"  # auto, cpu, cuda or mps
     dtype: DType = "auto"  # float32 or bfloat16; auto: bfloat16 on CUDA
     compile: bool = False  # torch.compile the update: on a CPU it pays late
@@ -116,7 +115,7 @@ from nanopcf.scoring import complete
 from nanopcf.stopping import StopStrings
 from nanopcf.tokenizer import TextTokenizer
 from nanopcf.tools import dry_run, recipes, replay
-from nanopcf.tools.metrics import mean, print_curve, progress_text, step_metrics
+from nanopcf.tools.metrics import mean, print_curve, progress_text, read_curve, step_metrics
 
 
 def collect(
@@ -314,7 +313,8 @@ def main(c: RLConfig) -> list[dict]:
             started, x_before = time.perf_counter(), state["x"]
             # With a budget of compute nobody knows the number of steps: then the schedules follow the compute spent.
             progress = state["x"] / c.max_flops if c.max_flops else step / c.steps
-            drawn, groups, state["drawn"] = collect(sampler, tokenizer, problems, state["drawn"], progress, c)
+            roll = partial(collect, sampler, tokenizer, problems, state["drawn"], progress, c)
+            drawn, groups, state["drawn"] = signals.unless_stopped(roll, out, step, save)  # a signal drops the rollouts
             state["x"] += step_flops(model.config, recipe, drawn, groups)  # dropped groups cost their generation
             if not groups:
                 log.announce(f"{out.name}: no prompt gave a signal in {c.max_rounds} rounds; RL ends at step {step}")
@@ -350,7 +350,7 @@ def main(c: RLConfig) -> list[dict]:
             metrics.log(**row)
             if last:  # the end below saves, whatever signal has come
                 break
-            number = stop_signal()  # 0 unless Ctrl-C or SIGTERM came
+            number = stop_signal()  # 0 unless Ctrl-C or the like came
             if (step + 1) % c.checkpoint_every == 0 or number:
                 save()
             if number:
@@ -369,11 +369,11 @@ def main(c: RLConfig) -> list[dict]:
             if parallel.rank() == 0:
                 files.write_json(out / "curve.json", {"curve": curve})
             parallel.wait()  # the others read what rank 0 has written
-    return files.read_json(out / "curve.json")["curve"]
+    return read_curve(out / "curve.json")
 
 
 if __name__ == "__main__":
     if "--list" in sys.argv[1:]:
-        recipes.print_recipes()
+        config.run_cli(recipes.print_recipes)
     else:
         config.run_cli(lambda: print_curve(main(config.parse(RLConfig, __doc__))))

@@ -13,7 +13,7 @@ On several GPUs: torchrun --nproc_per_node=N train_sft.py ... (`nanopcf/run/para
 from dataclasses import dataclass
 
 from nanopcf.run import config
-from nanopcf.run.config import Count, Device, DType, Natural, NonNegative, Positive, Text
+from nanopcf.run.config import Count, Device, DType, Natural, NonNegative, Positive, Text, Threads
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class SFTConfig(config.Config):
     max_length: Natural = 0  # tokens of an example at most (0: model's context)
     drop_long: bool = False  # leave out longer examples, and count them
     seed: Natural = 0  # of the data order
-    threads: Natural = 0  # CPU threads (0: found by a probe)
+    threads: Threads = 0  # CPU threads (0: found by a probe)
     device: Device = "auto"  # auto, cpu, cuda or mps
     dtype: DType = "auto"  # float32 or bfloat16; auto: bfloat16 on CUDA
     compile: bool = False  # torch.compile the blocks: it pays after a minute

@@ -31,12 +31,19 @@ from nanopcf.tokenizer import TextTokenizer
 
 
 def load(
-    path: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32, **ends: bool | str
+    path: str | Path,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    *,
+    finite: bool = True,
+    **ends: bool | str,
 ) -> tuple[Transformer, TextTokenizer]:
     """The model and the tokenizer of a folder, or of an Org/Name on the Hugging Face Hub.
 
-    ends: `chat` and `end_token`, which say how an answer ends (`huggingface.load_tokenizer`).
-    Raises ValueError saying which file is missing or broken, and which weights are missing, extra or of another shape.
+    finite: the weights must be finite numbers. ends: `chat` and `end_token`, which say how an answer ends
+    (`huggingface.load_tokenizer`).
+    Raises ValueError saying which file is missing or broken, and which weights are missing, extra, of another shape or
+    no finite numbers.
     """
     folder = huggingface.find(path)
     hf_config = files.read_json(folder / "config.json")
@@ -59,10 +66,15 @@ def load(
         with open_safetensors(shard) as tensors, torch.no_grad():
             # One tensor at a time: two copies of the model are never in memory.
             for name in tensors.keys():
+                tensor = tensors.get_tensor(name)
+                if not tensor.is_floating_point():
+                    raise ValueError(f"{shard}: {name} is {tensor.dtype}; weights are floating-point numbers")
+                if finite and not tensor.isfinite().all():
+                    raise ValueError(f"{shard}: the model is broken, its {name} holds a number that is not finite")
                 if name in views:
-                    views[name].copy_(tensors.get_tensor(name))
+                    views[name].copy_(tensor)
                 elif name == "lm_head.weight":
-                    head = tensors.get_tensor(name).to(dtype)
+                    head = tensor.to(dtype)
     if head is not None and not torch.equal(head, model.embedding.weight.detach().cpu()):
         raise ValueError(f"{folder}: tie_word_embeddings is set, yet lm_head.weight differs from the embedding")
     return model, tokenizer

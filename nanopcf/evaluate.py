@@ -16,12 +16,13 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from nanopcf.answers.mathematics import verifier
+from nanopcf.answers.mathematics import take_cut_off, verifier
 from nanopcf.data import Example, Format, encode_prompts, read_examples
 from nanopcf.model import Transformer
 from nanopcf.run import config, files, log, machine
-from nanopcf.run.config import Count, Device, DType, Natural, NonNegative, PositiveShare, Text, Verifier
+from nanopcf.run.config import Count, Device, DType, Natural, NonNegative, PositiveShare, Text, Threads, Verifier
 from nanopcf.run.folder import check_still_ours, kept, open_run, read_metrics
+from nanopcf.run.untrusted import printable
 from nanopcf.scoring import answer_problems, choose_slots, open_model, pass_at_k, standard_error
 from nanopcf.tokenizer import TextTokenizer
 
@@ -44,7 +45,7 @@ class EvaluateConfig(config.Config):
     verifier: Verifier = "auto"  # auto, ours or math-verify
     slots: Natural = 0  # sequences generated at a time (0: what memory holds)
     seed: Natural = 0  # of the sampling
-    threads: Natural = 0  # CPU threads (0: found by a probe)
+    threads: Threads = 0  # CPU threads (0: found by a probe)
     device: Device = "auto"  # auto, cpu, cuda or mps
     dtype: DType = "auto"  # float32 or bfloat16; auto: bfloat16 on CUDA
     show: Natural = 3  # completions to print
@@ -91,7 +92,7 @@ def evaluate_file(
     rows = kept_rows(path, chunk, examples, c.samples) if path else []
     if path:
         files.write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
-    with tqdm(total=len(examples), initial=len(rows), desc=name, leave=False, mininterval=1) as bar:
+    with tqdm(total=len(examples), initial=len(rows), desc=printable(name), leave=False, mininterval=1) as bar:
         for start in range(len(rows), len(examples), chunk):
             part = examples[start : start + chunk]
             places = range(start, start + len(part))
@@ -177,12 +178,16 @@ def main(c: EvaluateConfig) -> list[dict]:
             rows = evaluate_file(c, file, examples[file], model, tokenizer)
             for row in rows[: c.show]:
                 verdict = "right" if row["correct"][0] else "wrong"
-                print(f"{row['prompt']}\n  -> {row['completions'][0]!r}  answer {row['answer']!r}: {verdict}")
+                shown = f"{row['prompt']}\n  -> {row['completions'][0]!r}  answer {row['answer']!r}: {verdict}"
+                print(printable(shown))
             scores.append(summary(Path(file).stem, file in c.ood, rows))
-        print(table(scores))
+        cut_off = take_cut_off()
         if c.out:
-            saved = files.strict({"scores": scores, "environment": log.environment(device)})
-            files.write_json(Path(c.out) / "scores.json", saved)
+            saved = {"scores": scores, "judge_cut_off": cut_off, "environment": log.environment(device)}
+            files.write_json(Path(c.out) / "scores.json", files.strict(saved))
+        print(printable(table(scores)))
+        if cut_off:
+            log.announce(f"{cut_off} times the judge ran into its limit of time; such an answer counts as wrong")
         return scores
 
 

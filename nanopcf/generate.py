@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from nanopcf.run import config, log
-from nanopcf.run.config import Count, Device, DType, Natural, NonNegative, PositiveShare
+from nanopcf.run.config import Count, Device, DType, Natural, NonNegative, PositiveShare, Threads
+from nanopcf.run.untrusted import printable
 from nanopcf.sampler import Sampler
 from nanopcf.scoring import check_finite, open_model
 from nanopcf.tokenizer import TextTokenizer
@@ -26,7 +27,7 @@ class GenerateConfig(config.Config):
     top_p: PositiveShare = 1.0  # probability mass to sample from (nucleus)
     max_new_tokens: Count = 256  # longest answer, in tokens
     seed: Natural = 0  # of the sampling
-    threads: Natural = 0  # CPU threads (0: found by a probe)
+    threads: Threads = 0  # CPU threads (0: found by a probe)
     device: Device = "auto"  # auto, cpu, cuda or mps
     dtype: DType = "auto"  # float32 or bfloat16; auto: bfloat16 on CUDA
 
@@ -52,7 +53,7 @@ class Typist:
         self.tokens.append(token)
         text = self.tokenizer.decode(self.tokens)
         if not text.endswith("\N{REPLACEMENT CHARACTER}"):
-            print(text[self.printed :], end="", flush=True)
+            print(printable(text[self.printed :]), end="", flush=True)
             self.printed = len(text)
 
 
@@ -74,9 +75,9 @@ def answer(c: GenerateConfig, sampler: Sampler, tokenizer: TextTokenizer, prompt
     texts = [tokenizer.decode(completion.tokens) for completion in completions]
     if typist:
         # an answer that was cut may end in half a character, which the typist kept back
-        print(texts[0][typist.printed :])
+        print(printable(texts[0][typist.printed :]))
     else:
-        print("\n".join(texts))
+        print(printable("\n".join(texts)))
     tokens = sum(len(completion.tokens) for completion in completions)
     log.announce(f"({tokens} tokens, {tokens / (time.perf_counter() - began):.1f} a second)")
     return texts[0]

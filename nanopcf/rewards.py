@@ -18,14 +18,14 @@ Left out: partial credit, and a reward for the format of a response. The paper h
 
 from nanopcf.answers import finding
 from nanopcf.answers.comparing import equal
-from nanopcf.answers.mathematics import by_value
+from nanopcf.answers.mathematics import by_value, limited
 
 
+@limited
 def verify(response: str, answer: str, strict: bool = False) -> float:
     """1.0 when the response's final answer equals `answer`, else 0.0. Never raises. An empty answer is never right."""
-    if not (isinstance(response, str) and isinstance(answer, str)):
-        return 0.0
-    return float(equal(final_answer(response, strict), answer, strict, by_value))
+    texts = isinstance(response, str) and isinstance(answer, str)
+    return float(texts and equal(final_answer(response, strict), answer, strict, by_value))
 
 
 def final_answer(response: str, strict: bool = False) -> str:

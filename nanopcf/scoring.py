@@ -12,7 +12,7 @@ from nanopcf.answers.mathematics import verifier
 from nanopcf.data import PLAIN, Example, Format, read_examples
 from nanopcf.model import Transformer
 from nanopcf.rewards import verify
-from nanopcf.run import machine
+from nanopcf.run import machine, signals
 from nanopcf.run.folder import kept
 from nanopcf.run.machine import slots_that_fit
 from nanopcf.sampler import Completion, Sampler
@@ -55,6 +55,7 @@ def complete(
     )
     check_finite(completions)
     texts = [stops.response(prompts[c.prompt_index], c.tokens) for c in completions]
+    judge = signals.impatient(judge)
     correct = [judge(text, examples[c.prompt_index].answer) for text, c in zip(texts, completions, strict=True)]
     return np.array(correct).reshape(len(examples), samples), texts
 
@@ -86,15 +87,14 @@ def standard_error(correct: np.ndarray) -> float:
 
 
 def open_model(c: Any, out: str = "") -> tuple[Transformer, TextTokenizer, int]:
-    """(model, tokenizer, number of CPU threads, which is set here). Raises ValueError when a weight is not finite.
+    """(model, tokenizer, number of CPU threads, which is set here). Raises ValueError when that can't be had, or when
+    memory can't hold --samples answers.
 
     out: a folder that keeps the number of threads that was chosen.
     """
     device = machine.choose_device(c.device)
     model, tokenizer = checkpoint.load(c.model, device, machine.choose_dtype(c.dtype, device), chat=c.chat)
-    for name, weight in model.named_parameters():
-        if not weight.isfinite().all():
-            raise ValueError(f"{c.model}: the model is broken, its {name} holds a number that is not finite")
+    machine.check_room(c.samples, min(c.max_new_tokens, model.config.max_length))
     threads = c.threads or kept(out, "threads", lambda: machine.set_threads(0, model))
     return model, tokenizer, machine.set_threads(threads, model)
 

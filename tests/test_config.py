@@ -195,7 +195,7 @@ def test_a_module_is_named_as_it_is_started():
         ),
         (
             ["-m", "nanopcf.generate", "--model", "m", "--prompt", "1", "--threads", "-1"],
-            "--threads must be at least 0",
+            "--threads must be from 0 to 1024",
         ),
         (
             ["train_sft.py", "--model", "nowhere", "--train", "t", "--val", "v", "--out", "o"],

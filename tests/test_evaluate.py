@@ -109,7 +109,7 @@ def test_a_broken_model_gets_no_score(value, c, model, tmp_path):
         model.blocks[1].mlp.down.weight.mul_(value if value == 3e38 else 1)
     checkpoint.save(model, character_tokenizer(), tmp_path / "broken")
     model_dir = str(tmp_path / "broken")
-    with pytest.raises(ValueError, match=r"blocks\.0\.mlp\.down\.weight holds|log-probs are not finite"):
+    with pytest.raises(ValueError, match=r"layers\.0\.mlp\.down_proj\.weight holds|log-probs are not finite"):
         evaluate.main(replace(c, model=model_dir))
     done = run_script("-m", "nanopcf.generate", "--model", model_dir, "--prompt", "1+", "--device", "cpu")
     assert done.returncode == 2 and "error: " in done.stderr and "finite" in done.stderr

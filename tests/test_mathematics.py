@@ -1,7 +1,10 @@
 """math-verify in a process that can be killed; a stand-in of the same name where it isn't installed."""
 
 import functools
+import json
 import os
+import re
+import signal
 import subprocess
 import sys
 import time
@@ -23,6 +26,7 @@ def parse(text, parsing_timeout=5):
     if "hang" in text: time.sleep(100)
     if "raise" in text: raise RuntimeError
     if "die" in text: import os; os._exit(3)
+    if "C" in text: sum(range(10**12))
     return text.rpartition("boxed{")[2].rstrip("}. ")
 def verify(gold, said, timeout_seconds=5):
     assert timeout_seconds is None
@@ -43,19 +47,50 @@ def stand_in(tmp_path, monkeypatch):
 
 
 def test_a_worker_that_hangs_raises_or_dies_answers_wrong_and_goes_on(stand_in):
-    checker = mathematics.MathVerify(limit_s=0.1)
+    mathematics.take_cut_off()
+    checker = mathematics.MathVerify(limit_s=0.3)
     assert checker(r"it is \boxed{5}", "5") == 1 and checker(r"it is \boxed{5}", "6") == 0
-    assert checker("loop", "5") == 0 and checker.killed == 0  # it gives up by itself
-    assert checker("raise", "5") == 0 and checker.killed == 0  # it says no and lives
+    first = checker.process
+    assert checker("raise", "5") == 0 and mathematics.take_cut_off() == 0  # it says no and lives
+    assert checker("loop", "5") == 0 and mathematics.take_cut_off() == 1  # it gives up by itself
+    assert checker.process is first
     began = time.perf_counter()
-    assert checker("hang", "5") == 0 and checker.killed == 1
-    assert time.perf_counter() - began < 3
-    assert checker("die", "5") == 0 and checker.killed == 2
+    assert checker("hang", "5") == 0 and mathematics.take_cut_off() == 1
+    assert time.perf_counter() - began < 3 and checker.process is not first
+    assert checker("die", "5") == 0 and mathematics.take_cut_off() == 1
     assert checker("\ud800 \x00 raise", "5") == 0
+    # One that died between two questions is no reason to call a right answer wrong.
     assert checker(r"\boxed{5}", "5") == 1
+    checker.process.kill()
+    checker.process.wait()
+    assert checker(r"\boxed{5}", "5") == 1 and mathematics.take_cut_off() == 0
     process = checker.process
     checker.stop()
     assert process.poll() is not None
+
+
+def test_a_worker_whose_parent_was_killed_ends(stand_in):
+    """In a long call of a C library it hears neither its own clock nor that nobody reads its answer."""
+    checker = mathematics.MathVerify(limit_s=0.1)
+    assert checker("5", "5") == 1
+    checker.process.stdin.write(json.dumps(["whole", "C", "5", -1]) + "\n")
+    checker.process.stdin.flush()
+    assert checker.process.wait(timeout=30) == -signal.SIGVTALRM
+    checker.stop()
+
+
+def test_a_judge_that_loops_in_this_process_is_ended_and_counted(monkeypatch):
+    def forever(_text):
+        while True:
+            pass
+
+    monkeypatch.setattr(mathematics, "LIMIT_S", 0.1)
+    monkeypatch.setattr(rewards, "final_answer", lambda response, strict=False: forever(response))
+    mathematics.take_cut_off()
+    assert rewards.verify("5", "5") == 0 and mathematics.verifier("ours")("5", "5") == 0
+    assert mathematics.take_cut_off() == 2 and mathematics.take_cut_off() == 0
+    monkeypatch.setattr(rewards, "final_answer", lambda *_: bool(re.match("(a|aa)*b", "a" * 60)))
+    assert rewards.verify("5", "5") == 0 and mathematics.take_cut_off() == 1
 
 
 def test_by_name(stand_in):

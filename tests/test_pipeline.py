@@ -1,6 +1,7 @@
 """The pipeline end to end on a toy budget, and its cache."""
 
 import json
+import signal
 from dataclasses import replace
 
 import pytest
@@ -9,7 +10,7 @@ from conftest import sums
 import pipeline
 from nanopcf import evaluate, report
 from nanopcf.data import read_examples, write_jsonl
-from nanopcf.run import config, machine
+from nanopcf.run import config, machine, stages
 
 TOY = pipeline.PipelineConfig(
     preset="tiny",
@@ -162,6 +163,9 @@ def test_seed_changes_the_numbers(tmp_path):
             files = pipeline.make_data(c, folder)
             data.append(read_examples(files["test"]))
             losses.append(pipeline.train_base(c, folder, files, 1, pool)["pretrain_loss"])
+        # The same pool, to spare the start of another: a worker that the system kills is named.
+        with pytest.raises(ValueError, match=r"process \d+ by SIGKILL; at work: job\..* --workers .* --resume"):
+            stages.run_parallel("a killed job", {"job": (signal.raise_signal, signal.SIGKILL)}, pool, tmp_path)
     assert losses[0] != losses[1] and data[0] != data[1]
 
 

@@ -11,12 +11,15 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 from conftest import ROOT, TIMED, command, run_script
 from safetensors.torch import load_file
 
+import train_rl
 from nanopcf.run import files, signals
 from nanopcf.run.folder import checkpoints, read_metrics
 
@@ -140,6 +143,54 @@ with signals.stoppable():
 """
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 130 and result.stdout.split() == ["once"]
+
+
+def test_a_closed_terminal_saves_too():
+    with signals.stoppable() as stop_signal:
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert stop_signal() == signal.SIGHUP
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup starts a run
+    try:
+        with signals.stoppable() as stop_signal:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert stop_signal() == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_signal_drops_the_rollouts_saves_and_the_resumed_run_ends_as_if_it_had_not_come(rl, monkeypatch):
+    """A judge that hangs holds up nothing: what the step has drawn is dropped, and drawn again."""
+    rl = replace(rl, checkpoint_every=100)
+    train_rl.main(replace(rl, out=rl.out + "-whole"))
+    judge, judged = train_rl.roll_out, []
+
+    def hangs(*arguments, **options):
+        judged.append(judge(*arguments, **options))
+        if len(judged) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(600)
+        return judged[-1]
+
+    monkeypatch.setattr(train_rl, "roll_out", hangs)
+    with pytest.raises(SystemExit) as ended:
+        train_rl.main(rl)
+    assert ended.value.code == 143 and checkpoints(Path(rl.out))[-1][0] == 2
+    train_rl.main(replace(rl, resume=True))
+    same(what_is_left(Path(rl.out + "-whole")), what_is_left(Path(rl.out)))
+
+
+def test_a_signal_waits_two_seconds_for_a_judge_of_a_validation(rl, monkeypatch, capsys):
+    def slow(*_):
+        if not signals.noted:
+            os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.02)
+        return 0.0
+
+    monkeypatch.setattr(signals, "PATIENCE_S", 0.05)
+    monkeypatch.setattr(train_rl, "complete", partial(train_rl.complete, judge=slow))
+    with pytest.raises(SystemExit) as ended:
+        train_rl.main(rl)
+    assert ended.value.code == 143 and "--resume goes on where it last saved" in capsys.readouterr().err
 
 
 def test_a_full_disk_is_one_sentence_and_the_last_checkpoint_stays(model_dir, tmp_path):

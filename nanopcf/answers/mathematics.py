@@ -2,8 +2,9 @@
 
 math-verify reads LaTeX with sympy. On an answer that a model made up that can take minutes or gigabytes, and its own
 time limit is a signal, which cannot interrupt a loop in C. So it runs in a process of its own (`worker.py`). A question
-that takes longer than a second is answered with no. Where the process doesn't say so by itself, it is killed, and the
-next question starts a new one.
+that takes longer than a second is answered with no. Where the process doesn't say so by itself, it is killed, and a new
+one starts at once. Two answers get eight questions and two seconds in all, and the question that is under way then; the
+rest of a long list counts as different. What else is done to judge an answer is done in this process, and `limited`.
 """
 
 import atexit
@@ -16,15 +17,52 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from functools import cache, lru_cache
+from functools import cache, lru_cache, wraps
 from pathlib import Path
 
 from nanopcf.answers.comparing import KNOWN, LETTER, How, equal
 from nanopcf.answers.numbers import read_number
+from nanopcf.run.untrusted import TooLong, time_limit
 
 GRACE_S = 1.0  # for the process to give up by itself: a new one needs seconds to start
 STARTING_S = 60.0  # to import sympy takes seconds, and longer on a busy machine
 INSTALL = 'pip install -e ".[math]"'
+
+
+# ---- the limit ----
+
+LIMIT_S = 5.0  # of computing in this process, for an answer; most take a tenth of a millisecond
+_cut_off = 0
+
+
+def limited(judge: Callable[..., float]) -> Callable[..., float]:
+    """The judge with a limit that this process keeps: an answer that takes it longer is wrong, and is counted."""
+
+    @wraps(judge)
+    def judged(*arguments: object, **options: object) -> float:
+        try:
+            with time_limit(LIMIT_S):
+                return judge(*arguments, **options)
+        except TooLong:
+            count_cut_off()
+            return 0.0
+
+    return judged
+
+
+def count_cut_off() -> None:
+    global _cut_off
+    _cut_off += 1
+
+
+def take_cut_off() -> int:
+    """How many answers and questions ran into a limit since the last call; they counted as wrong."""
+    global _cut_off
+    count, _cut_off = _cut_off, 0
+    return count
+
+
+# ---- the process ----
 
 
 @cache
@@ -35,27 +73,32 @@ def installed() -> bool:
 class MathVerify:
     """`checker(response, answer)` -> 1.0 or 0.0, like `rewards.verify`. Its process ends with ours.
 
-    It never raises because of an answer, and takes `limit_s` for one at most, GRACE_S more when it has to be killed.
-    Raises ValueError when math-verify is not installed.
+    It never raises because of an answer, and takes `limit_s` for one at most, GRACE_S more when it has to be killed; to
+    start the process takes seconds more. Raises ValueError when math-verify is not installed.
     """
 
     def __init__(self, limit_s: float = 1.0) -> None:
         if not installed():
             raise ValueError(f"math-verify isn't installed: {INSTALL}, or use our own verifier")
         self.limit_s = limit_s
-        self.killed = 0  # how many processes
         self.process: subprocess.Popen | None = None
         self.lock = threading.Lock()  # one question at a time
 
     def start(self) -> None:
+        """Start the process if there is none; `wait_until_ready` waits for it."""
+        if self.process is not None:
+            return
         # -P: the folder of worker.py is no place to import from. A session of its own: Ctrl-C is for the run alone.
         command = [sys.executable, "-P", str(Path(__file__).with_name("worker.py")), str(self.limit_s)]
         pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8")
-        self.process = subprocess.Popen(command, start_new_session=True, **pipes)
+        self.process, self.ready = subprocess.Popen(command, start_new_session=True, **pipes), False
         atexit.register(self.stop)
-        if self.line(STARTING_S) != "ready\n":
+
+    def wait_until_ready(self) -> None:
+        if not self.ready and self.line(STARTING_S) != "ready\n":
             self.stop()
             raise ValueError(f"math-verify didn't start within {STARTING_S:.0f} s; see the lines above")
+        self.ready = True
 
     def stop(self) -> None:
         if self.process is not None:
@@ -71,25 +114,41 @@ class MathVerify:
         """The next line of the worker; "" when it was killed because none came in time, or died."""
         clock = threading.Timer(limit_s, self.process.kill)
         clock.start()
-        line = self.process.stdout.readline()
-        clock.cancel()
-        return line
+        try:
+            return self.process.stdout.readline()
+        finally:
+            clock.cancel()
 
     def ask(self, kind: str, said: str, gold: str, places: int = -1) -> tuple[bool, float]:
         """(the reply, the seconds that it took, without those that the process took to start)"""
+        question = json.dumps([kind, said, gold, places]) + "\n"
         with self.lock:
-            if self.process is None:
-                self.start()
-            began = time.monotonic()
-            with contextlib.suppress(OSError):  # the worker has died
-                self.process.stdin.write(json.dumps([kind, said, gold, places]) + "\n")
-                self.process.stdin.flush()
-                if reply := self.line(self.limit_s + GRACE_S):
-                    return reply == "true\n", time.monotonic() - began
-            self.stop()
-            self.killed += 1
-            return False, time.monotonic() - began
+            try:
+                for _ in range(2):
+                    self.start()
+                    self.wait_until_ready()
+                    began, reply = time.monotonic(), ""
+                    with contextlib.suppress(OSError):  # the process has died
+                        self.process.stdin.write(question)
+                        self.process.stdin.flush()
+                        reply = self.line(self.limit_s + GRACE_S)
+                    seconds = time.monotonic() - began
+                    if reply in ("true\n", "false\n"):
+                        return reply == "true\n", seconds
+                    if reply:  # "null": the time is over, and the process goes on
+                        break
+                    self.stop()
+                    if seconds > self.limit_s:
+                        break
+                    # It died by itself, perhaps long ago and for lack of memory: the question is asked once more.
+                self.start()  # the next question need not wait for all of it
+            except BaseException:  # a signal: what the process says next would answer this question and not the next
+                self.stop()
+                raise
+            count_cut_off()
+            return False, seconds
 
+    @limited
     def __call__(self, response: str, answer: str) -> float:
         # the final answer stands at the end of a response
         return float(self.ask("whole", response[-20_000:], answer[:2_000])[0])
@@ -152,4 +211,6 @@ def verifier(name: str) -> Callable[..., float]:
 
     if name != "ours":
         return shared() if name == "math-verify" else rewards.verify
-    return lambda response, answer, strict=False: float(equal(rewards.final_answer(response, strict), answer, strict))
+    return limited(
+        lambda response, answer, strict=False: float(equal(rewards.final_answer(response, strict), answer, strict))
+    )

@@ -3,6 +3,7 @@
 import sys
 
 from nanopcf.ceiling import curves
+from nanopcf.run import config
 
 if __name__ == "__main__":
-    sys.exit(curves.main())
+    config.run_cli(lambda: sys.exit(curves.main()))

@@ -2,6 +2,8 @@
 
 import numpy as np
 
+MOST = 2_000  # points: a fit needs matrices of their number squared
+
 
 def checked_max_score(x: np.ndarray, y: np.ndarray, p_sft: float, max_score: float | None) -> float:
     """The scale of the scores: max_score if given, else 1 if no score is above 1, else 100.
@@ -12,6 +14,8 @@ def checked_max_score(x: np.ndarray, y: np.ndarray, p_sft: float, max_score: flo
         raise ValueError(f"x and y must be lists of one length, got shapes {x.shape} and {y.shape}")
     if len(x) < 4:
         raise ValueError(f"{len(x)} points can't hold three parameters: need at least 4")
+    if len(x) > MOST:
+        raise ValueError(f"{len(x):,} points are too many for a fit, at most {MOST:,}: give it means of neighbours")
     if not (np.isfinite(x).all() and np.isfinite(y).all() and np.isfinite(p_sft)):
         raise ValueError("compute, scores and P_sft must be finite numbers")
     if x[0] < 0 or (np.diff(x) <= 0).any():

@@ -6,7 +6,8 @@ unit (the paper's is exaFLOPs). The scores of a file are all fractions or all pe
 """
 
 import csv
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,15 @@ def branch_name(key: Key) -> str:
 
 
 # ---- the curves ----
+
+MOST_POINTS = 300  # of a curve: the time of a fit grows with their square, and 300 take three seconds
+
+
+def averaged(branch: Branch) -> Branch:
+    """The branch with at most MOST_POINTS points, each the mean of as many neighbours."""
+    places = np.array_split(np.arange(len(branch.x)), MOST_POINTS)
+    x, y = ([float(np.mean(values[p[0] : p[-1] + 1])) for p in places] for values in (branch.x, branch.y))
+    return replace(branch, x=x, y=y)
 
 
 def read_curves(path: str | Path) -> tuple[dict[Key, Branch], list[str]]:
@@ -119,27 +129,45 @@ def read_settings(path: str | Path) -> dict[Key, dict]:
     """The paper's choices by hand for each branch, as options of `fit_paper`. Raises ValueError, OSError."""
     settings: dict[Key, dict] = {}
     with open(path, newline="", encoding="utf-8-sig") as file:
-        for i, row in enumerate(csv.DictReader(file), start=2):
-            try:
-                step = int(row["sft_step"])
+        rows = csv.DictReader(file)
+        try:
+            if not {"dataset", "sft_step"} <= set(rows.fieldnames or []):
+                raise ValueError("columns missing: dataset and sft_step say which branch a row is for")
+            for row in rows:
+                step = whole_number(row["sft_step"])
                 settings[(row["dataset"], step) if step else BASE] = paper_options(row)
-            except (KeyError, ValueError, TypeError) as error:
-                raise ValueError(f"{path}: row {i}: not the settings of a branch ({error})") from error
+        except (csv.Error, UnicodeError) as error:
+            raise ValueError(f"{path}: row {rows.line_num + 1}: not CSV in UTF-8 ({error})") from error
+        except ValueError as error:
+            raise ValueError(f"{path}: row {rows.line_num}: {error}") from error
     return settings
 
 
 def paper_options(row: dict[str, str]) -> dict:
-    lts_alpha, last = setting(row, "lts_alpha"), setting(row, "train_end")
+    """Raises ValueError that names the column of a value that cannot be one."""
+    tau = option(row, "outlier_threshold", float, lambda tau: tau > 0, "a number above 0")
+    first = option(row, "train_start", int, lambda first: first >= 0, "a whole number from 0")
     return dict(
-        tau=float(setting(row, "outlier_threshold") or 2.5),
-        lts_alpha=float(lts_alpha) if lts_alpha else None,
-        first=int(setting(row, "train_start") or 0),
-        last=int(last) if last else None,
-        free_offset=bool(float(setting(row, "free_offset") or 0)),
+        tau=2.5 if tau is None else tau,
+        lts_alpha=option(row, "lts_alpha", float, lambda share: 0 < share <= 1, "a share above 0, and at most 1"),
+        first=first or 0,
+        last=option(row, "train_end", int, lambda last: last >= 0, "a whole number from 0"),
+        free_offset=bool(option(row, "free_offset", float, lambda flag: flag in (0, 1), "0 or 1")),
     )
 
 
-def setting(row: dict[str, str], column: str) -> str:
-    """A cell of the table, "" if it is empty. What the paper released stands in a column `released_...`."""
+def option(
+    row: dict[str, str], column: str, kind: type, holds: Callable[[float], bool], words: str
+) -> int | float | None:
+    """A cell of the table, None if it is empty. What the paper released stands in a column `released_...`."""
     released = f"released_{column}"
-    return (row[released] if released in row else row.get(column)) or ""
+    text = (row[released] if released in row else row.get(column)) or ""
+    if not text:
+        return None
+    try:
+        value = kind(text)
+    except ValueError:
+        value = float("nan")
+    if not holds(value):
+        raise ValueError(f"{column} is {text!r}: must be {words}")
+    return value

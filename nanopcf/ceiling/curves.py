@@ -19,12 +19,23 @@ from typing import Literal
 
 from nanopcf import ceiling
 from nanopcf.ceiling import CeilingFit
-from nanopcf.ceiling.curve_files import BASE, COLUMNS, Branch, Key, branch_name, read_curves, read_settings
+from nanopcf.ceiling.curve_files import (
+    BASE,
+    COLUMNS,
+    MOST_POINTS,
+    Branch,
+    Key,
+    averaged,
+    branch_name,
+    read_curves,
+    read_settings,
+)
 from nanopcf.ceiling.drawing import plot
 from nanopcf.ceiling.forecasts import FRACTIONS, holdout, holdout_table
 from nanopcf.ceiling.published import fit_paper
 from nanopcf.run import config, files
 from nanopcf.run.config import Argument, Positive
+from nanopcf.run.untrusted import printable
 
 __all__ = ["BASE", "COLUMNS", "FRACTIONS", "Branch", "holdout", "main", "read_curves", "read_settings"]
 
@@ -136,17 +147,23 @@ class CurvesConfig(config.Config):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """The exit code: 0, or 2 if something was wrong. A curve of very many points is averaged first, and says so."""
     try:
         c = config.parse(CurvesConfig, __doc__, argv)
         settings = read_settings(c.settings) if c.settings else {}
         branches, errors = read_curves(c.curves)
     except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(error)}", file=sys.stderr)
         return 2
 
     max_score = 1.0 if all(s <= 1 for b in branches.values() for s in [*b.y, b.p_sft or 0.0]) else 100.0
     stop_gain = c.stop_gain if math.isfinite(c.stop_gain) else max_score / 100
     with_rl = {key: branch for key, branch in branches.items() if branch.x}  # no RL started from the others
+    for key, branch in with_rl.items():
+        if len(branch.x) > MOST_POINTS and c.method == "posterior":
+            with_rl[key] = branches[key] = averaged(branch)
+            name = printable(f"{c.curves}: row {branch.row}: {branch_name(key)}")
+            print(f"{name}: {len(branch.x):,} points, averaged to {MOST_POINTS}", file=sys.stderr)
     fits: dict[Key, CeilingFit] = {}
     for key, outcome in fit_branches(with_rl, max_score, c.method, settings).items():
         if isinstance(outcome, str):
@@ -154,11 +171,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             fits[key] = outcome
 
-    print(table(fits, max_score, stop_gain))
+    print(printable(table(fits, max_score, stop_gain)))
     records = {key: record(key, branches[key], fit, stop_gain) for key, fit in fits.items()}
     if c.holdout:
         forecasts = {key: holdout(branches[key], max_score) for key in fits}
-        print("\n" + holdout_table(forecasts, fits))
+        print(printable("\n" + holdout_table(forecasts, fits)))
         for key, of_branch in forecasts.items():
             records[key]["holdout"] = of_branch
     try:
@@ -169,5 +186,5 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (OSError, ImportError, ValueError) as error:
         errors.append(str(error))
     for error in errors:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(error)}", file=sys.stderr)
     return 2 if errors else 0

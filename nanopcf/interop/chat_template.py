@@ -1,7 +1,8 @@
 """Chat templates: the jinja2 programs in which Hugging Face's models carry the text that surrounds their messages.
 
-A template comes from a stranger, so it runs in jinja2's sandbox, which refuses access to Python's internals. Inside, it
-finds what transformers offers to templates, because they are written against that library.
+A template comes from a stranger, so it runs in jinja2's sandbox, which refuses access to Python's internals, and
+within limits of time and memory. Inside, it finds what transformers offers to templates, because they are written
+against that library.
 """
 
 import json
@@ -13,6 +14,9 @@ from jinja2.ext import Extension
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from nanopcf.run.untrusted import TooLong, memory_limit, time_limit
+
+SECONDS, MEMORY_BYTES = 5.0, 1 << 30  # of a template, for one conversation
 REASONING = ("reasoning_content", "thinking", "reasoning")  # names under which messages keep their thoughts
 
 
@@ -68,15 +72,20 @@ def render_chat(
     """The text of `messages`, each with role and content, up to where the assistant's next answer begins.
 
     named: the special tokens that the template may use, {"bos_token": "<s>", ...}. Raises ValueError when the template
-    fails, in whatever way.
+    fails, in whatever way, or takes too long or too much memory.
     """
     try:
-        return compiled(template).render(
-            messages=[with_reasoning(m) for m in messages],
-            add_generation_prompt=add_generation_prompt,
-            tools=None,
-            documents=None,
-            **named,
-        )
+        with time_limit(SECONDS), memory_limit(MEMORY_BYTES):
+            return compiled(template).render(
+                messages=[with_reasoning(m) for m in messages],
+                add_generation_prompt=add_generation_prompt,
+                tools=None,
+                documents=None,
+                **named,
+            )
+    except TooLong as error:
+        raise ValueError(f"the chat template takes more than {SECONDS:g} s; does it loop?") from error
+    except MemoryError as error:
+        raise ValueError(f"the chat template wants more than {MEMORY_BYTES >> 30} GiB of memory") from error
     except Exception as error:  # a template is a program: it can fail in any way
-        raise ValueError(f"the chat template failed: {error}") from error
+        raise ValueError(f"the chat template failed: {type(error).__name__}: {error}") from error

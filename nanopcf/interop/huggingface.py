@@ -9,6 +9,7 @@ by name. `nanopcf/checkpoint.py` opens and writes whole folders with these parts
 """
 
 import re
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from torch import Tensor
 from nanopcf.interop.turns import begin_ids, choose_end
 from nanopcf.model import ModelConfig, Transformer
 from nanopcf.run.files import read_json, write_json
+from nanopcf.run.untrusted import panicked
 from nanopcf.tokenizer import TextTokenizer
 
 # ---- config.json ----
@@ -274,7 +276,11 @@ def load_tokenizer(
         raise ValueError(f"{path}: no such file; a model folder needs its tokenizer")
     try:
         tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises a bare Exception
+        with suppress(Exception):  # it may have no token for this
+            tokenizer.encode("0")
+    except BaseException as error:  # the library raises a bare Exception, or panics
+        if not (isinstance(error, Exception) or panicked(error)):
+            raise
         raise ValueError(f"{path}: not a tokenizer file ({error})") from error
     # transformers stores with a tokenizer how it last cut and filled texts; here a text is encoded as it is.
     tokenizer.no_truncation()

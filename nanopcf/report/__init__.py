@@ -23,6 +23,7 @@ from nanopcf.report.assembly import assemble, branch_of, judge, sample_answers
 from nanopcf.report.figures import draw_figures
 from nanopcf.report.page import html_page, terminal_table
 from nanopcf.run import files, log
+from nanopcf.run.untrusted import printable
 
 __all__ = [
     "assemble",
@@ -40,9 +41,9 @@ __all__ = [
 def publish(report: dict, folder: Path) -> None:
     """Write the report into the folder, and print its tables."""
     write(report, folder)
-    print(terminal_table(report))
+    print(printable(terminal_table(report)))
     if report["paradigms"]:
-        print("\n" + paradigms.terminal_table(report["paradigms"]))
+        print(printable("\n" + paradigms.terminal_table(report["paradigms"])))
 
 
 def write(report: dict, folder: Path) -> list[Path]:

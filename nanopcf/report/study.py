@@ -30,6 +30,7 @@ from nanopcf.report.claims import Contest, Draws, contests, starts_of
 from nanopcf.report.study_figures import draw_study
 from nanopcf.report.text import claim_text, percent
 from nanopcf.run import files, log
+from nanopcf.run.untrusted import printable
 
 PARTS = {"half": 1 / 2, "quarter": 1 / 4}  # of the RL curves, from which one could have chosen
 
@@ -57,7 +58,7 @@ def publish(reports: list[dict], folder: Path) -> dict:
     for name, image in images.items():
         files.write_bytes(folder / f"{name}.png", image)
     files.write_text(folder / "study.md", page(reports, study, images))
-    print("\n".join(claim_lines(study["claims"])))
+    print(printable("\n".join(claim_lines(study["claims"]))))
     print(f"\n{folder / 'study.md'}")
     return study
 

@@ -10,10 +10,12 @@ which overrides the defaults. A field without a default is required, a bool is a
 """
 
 import argparse
+import contextlib
 import difflib
 import filecmp
 import inspect
 import math
+import os
 import re
 import sys
 import tomllib
@@ -23,6 +25,8 @@ from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar, get_args, get_origin
+
+from nanopcf.run.untrusted import panicked, printable
 
 T = TypeVar("T")
 
@@ -37,8 +41,10 @@ class Rule(NamedTuple):
 
 
 # Every comparison with nan is false, so these rules refuse nan.
-Count = Annotated[int, Rule(lambda value: value >= 1, "must be at least 1")]
-Natural = Annotated[int, Rule(lambda value: value >= 0, "must be at least 0")]
+FITS = Rule(lambda value: value < 2**63, "must be below 2^63")
+Count = Annotated[int, Rule(lambda value: value >= 1, "must be at least 1"), FITS]
+Natural = Annotated[int, Rule(lambda value: value >= 0, "must be at least 0"), FITS]
+Threads = Annotated[int, Rule(lambda value: 0 <= value <= 1024, "must be from 0 to 1024")]  # too many: torch crashes
 Positive = Annotated[float, Rule(lambda value: value > 0, "must be above 0")]
 FINITE = Rule(lambda value: value < math.inf, "must be finite")
 NonNegative = Annotated[float, Rule(lambda value: value >= 0, "must be at least 0"), FINITE]
@@ -166,15 +172,15 @@ class Parser(argparse.ArgumentParser):
         if unknown:
             known = [option for action in self._actions for option in action.option_strings]
             message = f"no flag {unknown[1]}{near(unknown[1], known)}"
-        self.exit(2, f"error: {message} (see --help)\n")
+        self.exit(2, f"error: {printable(message)} (see --help)\n")
 
 
-def make_parser(cls: type, doc: str) -> Parser:
+def make_parser(cls: type, doc: str | None) -> Parser:
     """A parser with one flag per field. It knows no default: what is not given must not override a file."""
     spec = sys.modules["__main__"].__spec__  # None when a script runs, and not a module
     parser = Parser(
         prog=f"python -m {spec.name.removesuffix('.__main__')}" if spec else None,
-        description=doc.split("\n\n")[0] + " Defaults are in brackets.",
+        description=(doc or "").split("\n\n")[0] + " Defaults are in brackets.",
         formatter_class=partial(argparse.HelpFormatter, max_help_position=40),  # room for the longest flag
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
@@ -227,17 +233,55 @@ def parse(cls: type[T], doc: str, argv: list[str] | None = None, *, presets: Pat
 def show_help(cls: type, doc: str, **options: Any) -> None:
     """Answer --help and end, if it is among the arguments; the scripts call this before their slow imports."""
     if {"-h", "--help"} & set(sys.argv[1:]):
-        parse(cls, doc, **options)
+        run_cli(partial(parse, cls, doc, **options))
 
 
 def run_cli(main: Callable, *arguments: Any) -> None:
     """Call main(*arguments); an error that the user can mend is one sentence on stderr and exit code 2."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a character that the terminal doesn't know is no reason to lose a result
+            stream.reconfigure(errors="replace")
     try:
-        main(*arguments)
-    except (ValueError, OSError) as error:
-        if isinstance(error, OSError) and error.filename and error.strerror:
-            error = f"{error.filename}: {error.strerror}"
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        try:
+            main(*arguments)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:  # the reader has gone, as in `... | head -1`; Python would complain again at its exit
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + 13)  # as if by SIGPIPE
     except KeyboardInterrupt:
         sys.exit(130)
+    except BaseException as error:
+        sentence = told(error)
+        if not sentence:
+            raise
+        print(f"error: {printable(sentence)}", file=sys.stderr)
+        sys.exit(2)
+
+
+def told(error: BaseException) -> str:
+    """The sentence for an error that the user can mend; "" for one that is ours."""
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    if isinstance(error, (ValueError, OSError)):
+        return str(error)
+    if type(error).__name__ == "BrokenProcessPool":
+        return "a worker process was killed; often the system has run out of memory"
+    if out_of_memory(error):
+        wanted = re.search(r"allocate ([\d.]+ \w+)", str(error))
+        more = f" for {wanted[1]} more" if wanted else ""
+        return f"not enough memory{more}; fewer sequences, rows or points at a time need less"
+    if panicked(error):
+        return f"a library failed on what it was given: {error}"
+    return ""
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """torch has a class of its own for it on a GPU, and on a CPU only a text."""
+    texts = ("can't allocate memory", "not enough memory")
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or (isinstance(error, RuntimeError) and any(text in str(error) for text in texts))
+    )

@@ -2,9 +2,15 @@
 
 import numpy as np
 
+from nanopcf.run.machine import check_room
+
 
 def counter_uniforms(seed: int, rows: np.ndarray, columns: int) -> np.ndarray:
-    """[len(rows), columns] float32 in [0, 1): entry (i, t) is a hash of (seed, rows[i], t), made as in splitmix64."""
+    """[len(rows), columns] float32 in [0, 1): entry (i, t) is a hash of (seed, rows[i], t), made as in splitmix64.
+
+    Raises ValueError when there is no memory for so many sequences.
+    """
+    check_room(len(rows), columns)
 
     def mix(z: np.ndarray) -> np.ndarray:
         z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

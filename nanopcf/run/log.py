@@ -1,5 +1,6 @@
 """What a run prints on stderr: with what and where it runs, and how far it is."""
 
+import contextlib
 import os
 import platform
 import subprocess
@@ -12,12 +13,21 @@ from tqdm import tqdm
 
 from kernels.products import ONEDNN
 from nanopcf.run import parallel
+from nanopcf.run.untrusted import printable
 
 
 def bar(start: int, end: int, total: int, label: str) -> tqdm:
     """The steps from `start` up to `end`, with a progress bar that counts them out of `total`."""
     hidden = parallel.rank() > 0
-    return tqdm(range(start, end), initial=start, total=total, desc=label, leave=False, mininterval=0.5, disable=hidden)
+    return tqdm(
+        range(start, end),
+        initial=start,
+        total=total,
+        desc=printable(label),
+        leave=False,
+        mininterval=0.5,
+        disable=hidden,
+    )
 
 
 def environment(device: torch.device) -> dict:
@@ -49,7 +59,8 @@ def header(device: torch.device, threads: int, dtype: torch.dtype = torch.float3
 def announce(text: str) -> None:
     """Print to stderr, once where there are several processes."""
     if parallel.rank() == 0:
-        print(text, file=sys.stderr, flush=True)
+        with contextlib.suppress(OSError):  # the terminal was closed: no reason not to save
+            print(printable(text), file=sys.stderr, flush=True)
 
 
 @cache

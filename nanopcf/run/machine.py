@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from nanopcf.run import parallel
+from nanopcf.run.config import out_of_memory
 from nanopcf.run.folder import kept
 from nanopcf.run.log import announce
 
@@ -164,7 +165,9 @@ def try_out(what: str, work: Callable[[], None], device: torch.device) -> None:
     started = time.perf_counter()
     try:
         work()
-    except (torch.OutOfMemoryError, MemoryError) as error:
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
         raise ValueError(
             f"{what}: doesn't fit in memory; fewer --micro-rows or --slots, or --recompute, need less"
         ) from error
@@ -178,6 +181,16 @@ def try_out(what: str, work: Callable[[], None], device: torch.device) -> None:
     else:
         memory = "memory isn't known here"
     announce(f"{what}: fits; {memory}; {time.perf_counter() - started:.2f} s")
+
+
+def check_room(sequences: int, tokens: int) -> None:
+    """Raises ValueError when memory can't hold so many answers of up to so many tokens while they are sampled."""
+    needed, free = 60 * sequences * tokens, free_memory(torch.device("cpu"))
+    if needed > free:
+        raise ValueError(
+            f"{sequences:,} answers of up to {tokens:,} tokens at a time need {needed / 2**30:,.1f} GiB of memory, "
+            f"{free / 2**30:,.1f} GiB are free; fewer --samples, or a smaller --group or --round-prompts, need less"
+        )
 
 
 def slots_that_fit(model: torch.nn.Module, length: int) -> int:

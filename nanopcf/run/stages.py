@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Hashable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from tqdm import tqdm
 
 from nanopcf.run import files, log, signals
 from nanopcf.run.folder import check_still_ours, fingerprints, open_changing_run, read_metrics
+from nanopcf.run.machine import resource
 
 # ---- the cache ----
 
@@ -123,10 +125,13 @@ def worker_pool(workers: int) -> ProcessPoolExecutor:
 def start_worker() -> None:
     """Prepare a worker process: the parent alone decides when it ends.
 
-    The terminal sends Ctrl-C to parent and workers alike. The worker ignores it, since the parent sends SIGTERM to
-    those workers that shall save and end. If the parent is killed and can send nothing, the worker ends by itself.
+    The terminal sends Ctrl-C, and its end, to parent and workers alike. The worker ignores them, since the parent sends
+    SIGTERM to those workers that shall save and end. If the parent is killed and can send nothing, the worker ends by
+    itself.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if signals.HANGUP:
+        signal.signal(signals.HANGUP, signal.SIG_IGN)
     threading.Thread(target=end_with_parent, daemon=True).start()
 
 
@@ -153,7 +158,7 @@ def do_job(log_file: Path, function: Callable, *arguments: object) -> object:
 
 @contextmanager
 def resumable(out: Path) -> Iterator[None]:
-    """The first SIGINT or SIGTERM in the block raises SystemExit(130 or 143), and `run_parallel` has its workers save.
+    """The first signal that ends a run raises SystemExit(128 + its number), and `run_parallel` has its workers save.
 
     A second signal kills the workers and this process at once.
     """
@@ -172,7 +177,7 @@ def resumable(out: Path) -> Iterator[None]:
 
     received: list[int] = []
     is_second = signals.SecondSignal()
-    with signals.handling(stop, signal.SIGINT, signal.SIGTERM):
+    with signals.handling(stop, *signals.ending()):
         yield
 
 
@@ -187,16 +192,17 @@ def run_parallel(
 
     As many jobs run at a time as the pool has workers; their messages go to log.txt in the folder. progress(names of
     the jobs that ended) -> (share that is done, from 0 to 1; text for the bar) is called again and again. Without it
-    the bar shows how many jobs ended.
+    the bar shows how many jobs ended. Raises ValueError when a worker was killed.
     """
     results: dict[Hashable, Any] = {}
     shape = "{desc:<12} {percentage:3.0f}% |{bar:24}| {elapsed}<{remaining}{postfix}"
     interval = 0.5 if sys.stderr.isatty() else 15.0  # seconds; a log file needs no line every half second
     with tqdm(total=100, desc=label, bar_format=shape) as bar:
         names = {pool.submit(do_job, folder / "log.txt", *job): name for name, job in jobs.items()}
-        pending = set(names)
+        pending, workers = set(names), set()
         try:
             while pending:
+                workers |= set(multiprocessing.active_children())
                 ended, pending = wait(pending, timeout=interval, return_when=FIRST_COMPLETED)
                 for future in ended:
                     results[names[future]] = future.result()
@@ -204,13 +210,33 @@ def run_parallel(
                 bar.set_postfix_str(text, refresh=False)
                 bar.update(round(100 * share) - bar.n if pending else 100 - bar.n)
                 bar.refresh()
-        except BaseException:
+        except BaseException as error:
             # an error or a signal: the other workers save and end, so that their runs can be resumed
             pool.shutdown(wait=False, cancel_futures=True)
             for child in multiprocessing.active_children():
                 child.terminate()
+            if isinstance(error, BrokenProcessPool):
+                left = [str(name) for name in jobs if name not in results]
+                raise ValueError(how_they_died(workers, left[: len(workers)])) from error
             raise
     return {name: results[name] for name in jobs}
+
+
+def how_they_died(workers: set, at_work: list[str]) -> str:
+    """A sentence about worker processes of which one died, so that the pool has ended the others with SIGTERM."""
+    for worker in workers:
+        worker.join(timeout=30)  # those that the pool has ended save first
+    killed = [w for w in workers if w.exitcode not in (None, 0, -signal.SIGTERM, 128 + signal.SIGTERM)]
+    ends = [f"process {w.pid} by {signal.Signals(-w.exitcode).name}" for w in killed if w.exitcode < 0]
+    ends += [f"process {w.pid} with exit code {w.exitcode}" for w in killed if w.exitcode > 0]
+    memory = ""
+    if resource is not None:
+        unit = 2**30 if sys.platform == "darwin" else 2**20  # macOS counts bytes, Linux KiB
+        memory = f" (the largest had {resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / unit:.1f} GiB)"
+    return (
+        f"a worker died: {', '.join(ends) or 'nobody knows how'}; at work: {', '.join(at_work)}. Often the "
+        f"system has run out of memory{memory}: fewer --workers need less; the same command with --resume goes on"
+    )
 
 
 def train_parallel(

@@ -20,7 +20,9 @@ def try_sft(model: Transformer, optimizer: Optimizer, sft_loss: Callable, longes
     """
     device = model.head_weight.device
     length = max(longest, c.pack_length)
-    rows = pack([Sequence([0] * length, 1)] * min(c.micro_rows, c.batch), length).to(device)
+    example = min(length, model.config.max_length)  # a row can be longer than the context: then it holds several
+    count = length // example * min(c.micro_rows, c.batch)
+    rows = pack([Sequence([0] * example, 1)] * count, length).to(device)
 
     def step() -> None:
         sft_loss(model, rows).backward()

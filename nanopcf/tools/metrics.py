@@ -1,11 +1,14 @@
 """What a step of RL reports: the columns of metrics.jsonl that describe its rollouts and updates (docs/metrics.md)."""
 
+from pathlib import Path
+
 import numpy as np
 import torch
 from torch import Tensor
 
+from nanopcf.answers.mathematics import take_cut_off
 from nanopcf.rollouts import Batch, Group
-from nanopcf.run import parallel
+from nanopcf.run import files, parallel
 
 
 def mean(values: Tensor) -> float | None:
@@ -34,6 +37,7 @@ def step_metrics(drawn: list[Group], batch: Batch, updates: list[dict], clock: t
         signal_share=float(np.mean([g.has_signal for g in drawn])),
         length=mean(batch.lengths),
         truncated_share=mean(batch.truncated),
+        judge_cut_off=int(parallel.summed(take_cut_off())),
         expert_share=mean(batch.is_expert),
         entropy=mean(entropy),
         clip_low=mean(clipped[:, 0]),
@@ -55,6 +59,22 @@ def progress_text(row: dict) -> str:
     """What the progress bar shows of a step."""
     text = f"signal {row['signal_share']:.2f}, {row['generation_share']:.0%} generating"
     return text if row["pass_rate"] is None else f"pass {row['pass_rate']:.2f}, {text}"
+
+
+def read_curve(path: Path) -> list[dict]:
+    """The curve of a run that has ended. Raises ValueError when the file is damaged."""
+    curve = files.read_json(path).get("curve")
+    points = curve if isinstance(curve, list) and curve else [None]
+    for point in points:
+        if not isinstance(point, dict) or not all(
+            isinstance(point.get(k), int | float) for k in ("step", "x", "score")
+        ):
+            raise ValueError(
+                f"{path}: damaged: expected a curve of points with step, x and score; delete it, and --resume"
+            )
+    if not all(isinstance(point.get("greedy"), int | float) for point in (points[0], points[-1])):
+        raise ValueError(f"{path}: damaged: no greedy scores at the ends; delete it, and --resume")
+    return points
 
 
 def print_curve(curve: list[dict]) -> None:

@@ -23,6 +23,7 @@ from nanopcf.objectives import Recipe, rl_loss
 from nanopcf.packing import Rows, trained_hidden
 from nanopcf.run import config, files, machine, parallel
 from nanopcf.run.config import Argument, Device
+from nanopcf.run.untrusted import printable
 from nanopcf.tokenizer import TextTokenizer
 
 FOLDER = "not-finite"
@@ -99,7 +100,7 @@ def replay(folder: Path, device: torch.device) -> dict:
     state = files.read_json(folder / "state.json")
     batch = checkpoint.read_safetensors(folder / "batch.safetensors")
     dtype = machine.choose_dtype(files.read_json(folder / "config.json")["torch_dtype"], device)
-    model, _ = checkpoint.load(folder, device, dtype)
+    model, _ = checkpoint.load(folder, device, dtype, finite=False)
     rows = Rows(*(batch[f"rows.{field.name}"].to(device) for field in fields(Rows)))
     count = sum(name.startswith("extras.") for name in batch)
     extras = [batch[f"extras.{i}"].to(device) for i in range(count)]
@@ -139,7 +140,7 @@ def main() -> None:
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder; a run that met a number that isn't finite makes one")
     result = replay(folder, machine.choose_device(c.device))
-    print(f"the run said: {result['found']}\n")
+    print(f"the run said: {printable(result['found'])}\n")
     print(f"{'row':>4} {'loss':>12} {'worst logprob':>14} {'at token':>9}")
     for row, loss, logprob, position in result["rows"]:
         print(f"{row:>4} {loss:>12.4g} {logprob:>14.4g} {position:>9}")

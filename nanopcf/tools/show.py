@@ -11,6 +11,7 @@ from nanopcf.checkpoint import load_tokenizer_of
 from nanopcf.data import Format, encode_examples, read_examples
 from nanopcf.run import config
 from nanopcf.run.config import Count, Text
+from nanopcf.run.untrusted import printable
 from nanopcf.tokenizer import TextTokenizer
 
 SEPARATOR = "\N{MIDDLE DOT}"  # between two tokens
@@ -32,6 +33,7 @@ def show(tokenizer: TextTokenizer, tokens: list[int], prompt_length: int, colour
     vocabulary = tokenizer.tokenizer
     # a token that decodes to nothing, such as a part of a character, is shown by its name
     pieces = [vocabulary.decode([t], skip_special_tokens=False) or repr(vocabulary.id_to_token(t)) for t in tokens]
+    pieces = [printable(piece) for piece in pieces]
     prompt = SEPARATOR.join(pieces[:prompt_length])
     trained = SEPARATOR.join(pieces[prompt_length:])
     return f"{prompt}{GREEN}{trained}{RESET}" if colour else f"{prompt}[[{trained}]]"
