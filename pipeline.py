@@ -177,7 +177,8 @@ def run_experiment(c: PipelineConfig, out: Path, device: torch.device, threads: 
         def rl_from(start: dict, folder: Path) -> train_rl.RLConfig:
             return rl_config(c, starting_model(start, base, out), data, folder)
 
-        paradigm_runs = stages.run("paradigms", settings, paradigms.train_all, selection, rl_from, train_rl.main, pool)
+        given = selection, sets["files"], rl_from, train_rl.main, pool
+        paradigm_runs = stages.run("paradigms", settings, paradigms.train_all, *given)
 
     samples = report.sample_answers(branches, data["test"], lambda model: scoring(c, model, data, out / "samples"))
     parts = base, candidates, selection, branches, paradigm_runs, samples

@@ -68,14 +68,14 @@ def fit(x: ArrayLike, y: ArrayLike, p_sft: float, *, max_score: float | None = N
     residuals = (y - law_at(x, law))[kept]
 
     # 4. The verdict. A curve that is not sigmoidal has no fitted ceiling: the best that it reached stands for it.
+    a_post, reached = law.a_post, best_smoothed(y[:end], p_sft)
     if end < len(x) or misfit(residuals, max_score):
-        status = "collapsed" if end < len(x) else "not sigmoidal"
-        a_post = best_smoothed(y[:end], p_sft)
-        interval = min(interval[0], a_post), max(interval[1], a_post)
+        status, a_post = "collapsed" if end < len(x) else "not sigmoidal", reached
     else:
         left = np.quantile(draws.a_post - draws.law(x[kept][-1:])[:, 0], 0.95)
         status = "saturated" if left < LEFT * max_score else "still rising"
-        a_post = law.a_post
+    if status != "saturated":  # a bound that lies above all that was seen would trust the law too much
+        interval = min(interval[0], reached), max(interval[1], reached)
     return CeilingFit(
         a_post=a_post,
         epsilon=max(0.0, law.start - p_sft),

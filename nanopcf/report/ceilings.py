@@ -40,6 +40,8 @@ def fit_ceiling(
         fields, (low, high) = {name: getattr(fit, name) for name in names}, fit.interval
         fields["settled_at"] = None if fit.identified else settled_at(fit, rl[-1]["x"])
         status, identified = fit.status, fit.identified and not out_of_signal
+        if not identified:  # a bound above all that was seen would trust the law too much
+            low = min(low, max(p["score"] for p in rl))
         if status == "not sigmoidal":  # no law fits, so the ceiling can lie anywhere above the low end
             draws = rng.uniform(low, 1.0, DRAWS)
         else:
@@ -48,6 +50,10 @@ def fit_ceiling(
             gain = fit.draws.a_post - fit.draws.start
             weight = np.ones(DRAWS) if identified else (1 + gain / GAIN) ** (GAIN_POWER + RISING)
             draws = rng.choice(fit.draws.a_post, DRAWS, p=weight / weight.sum())
+            if not identified:
+                # Real curves can bend before the law does: at even odds it is anywhere from what was reached.
+                anywhere = rng.uniform(np.minimum(low, draws), draws)
+                draws = np.where(rng.random(DRAWS) < 0.5, anywhere, draws)
     draws = draws + rng.normal(size=DRAWS) * sampling_error(draws, problems)
     a_post = fit.a_post if identified else low
     return fields | {

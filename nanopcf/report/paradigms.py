@@ -50,12 +50,20 @@ def parsed(paradigm: str) -> tuple[str, float, tuple[str, ...]]:
 
 
 def train_all(
-    c: Any, folder: Path, selection: dict, rl_from: Callable[[dict, Path], Any], train: Callable, pool: Executor
+    c: Any,
+    folder: Path,
+    selection: dict,
+    set_files: dict[str, str],
+    rl_from: Callable[[dict, Path], Any],
+    train: Callable,
+    pool: Executor,
 ) -> list[dict]:
     """Every paradigm at equal compute, from the base model and from the checkpoint that the selector chose.
 
-    A run ends when --paradigm-flops are spent, the SFT before it included. c: the pipeline's config; rl_from(start,
-    folder): the settings of RL from a start of the selection; train: `train_rl.main`.
+    A run ends when --paradigm-flops are spent, the SFT before it included. Whoever uses an expert has the trajectories
+    that SFT had, those of the chosen set, and no others; pure RL has the RL problems. c: the pipeline's config;
+    set_files: of the candidate sets; rl_from(start, folder): the settings of RL from a start of the selection; train:
+    `train_rl.main`.
     """
     best = next(row for row in selection["ranking"] if row["name"] == selection["chosen"])
     best_start = (best["name"], best["recommended_step"])
@@ -68,6 +76,7 @@ def train_all(
     for seed in range(c.seed, c.seed + c.paradigm_seeds):
         for paradigm in c.paradigms:
             algo, lr_factor, choices = parsed(paradigm)
+            expert = {"train": set_files[selection["chosen"]]} if RECIPES[algo].needs_expert else {}
             for name, start in (("base", base_start), ("sft", sft_start)):
                 runs[paradigm, name, seed, start["x_sft"]] = replace(
                     rl_from(start, folder / f"{paradigm.replace(':', '-')}-{name}-{seed}"),
@@ -79,6 +88,7 @@ def train_all(
                     checkpoint_every=never,
                     max_flops=c.paradigm_flops - start["x_sft"],
                     eval_flops=c.paradigm_flops / c.rl_points,
+                    **expert,
                 )
     curves = train_parallel("paradigms", train, runs, pool, folder, "score")
     compared = []
