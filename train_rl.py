@@ -285,9 +285,8 @@ def main(c: RLConfig) -> list[dict]:
         checkpoint.save_step(out, state["step"], model, tokenizer, optimizer, state, keep=c.keep, goodness=scores)
 
     # ---- 2. the run folder, and where the run stands ----
-    # A run may be continued with more steps, unless a schedule was stretched over those that it had.
-    stretched = c.schedule != "constant" or recipe.expert == "prefix"
-    free = ("device", "threads", "keep") if stretched else ("device", "threads", "keep", "steps")
+    fixed_end = c.schedule != "constant" or recipe.expert == "prefix"  # else a run may be continued with more steps
+    free = ("device", "threads", "keep") if fixed_end else ("device", "threads", "keep", "steps")
     with open_run(c.out, c, c.resume, free=free) as out, signals.stoppable() as stop_signal:
         saved = checkpoint.resume(out, model, optimizer, state)  # None if the run begins
         if saved:
