@@ -93,7 +93,8 @@ def pooled(name: str, of_seeds: list[list[Contest]]) -> dict:
     found = {i: c for i, contests in enumerate(of_seeds) for c in contests if c.claim == name}
     margins = np.array([contest.high - contest.low for contest in found.values()])  # (seeds, R)
     draws = mean_over_seeds(margins)
-    probability = float((draws > 0).mean()) if len(margins) > 1 else None
+    # Equal values count half: two guides that order all sets alike are not better than each other.
+    probability = float((draws > 0).mean() + (draws == 0).mean() / 2) if len(margins) > 1 else None
     low, middle, high = (float(v) for v in np.quantile(draws, [0.05, 0.5, 0.95]))
     return {
         "claim": name,
@@ -229,12 +230,13 @@ def claim_lines(claims: list[dict]) -> list[str]:
 def page(reports: list[dict], study: dict, images: dict[str, bytes]) -> str:
     """study.md: claims, guides, ceilings and how to run it again, with the figures beside it."""
     seeds = study["seeds"]
-    counts = [f"{sum(c['verdict'] == v for c in study['claims'])} {v}" for v in ("shown", "not shown", "not resolved")]
     lines = ["# The study: are the paper's claims true at nano scale?", ""]
-    lines += [
-        f"Over {len(seeds)} seeds ({', '.join(map(str, seeds))}), of {len(study['claims'])} claims: {', '.join(counts)}.",
-        "",
-    ]
+    lines += [f"{len(seeds)} seeds ({', '.join(map(str, seeds))}), each with problems and a base model of its own.", ""]
+    for question, text in QUESTIONS.items():
+        asked = [claim["verdict"] for claim in study["claims"] if question in claim["claim"]]
+        counts = [f"{asked.count(v)} {v}" for v in ("shown", "not shown", "not resolved")]
+        lines.append(f"- {question}, {text}: of {len(asked)} claims {', '.join(counts)}.")
+    lines.append("")
     lines += claims_table(study)
     lines += ["", PROBABILITIES, ""]
     for name, caption in CAPTIONS.items():
@@ -253,6 +255,11 @@ def page(reports: list[dict], study: dict, images: dict[str, bytes]) -> str:
     return "\n".join(lines + reproduction(reports))
 
 
+QUESTIONS = {
+    "RQ1": "SFT-then-RL against either alone and against both at once",
+    "RQ2": "when to switch from SFT to RL",
+    "RQ3": "which data",
+}
 PROBABILITIES = (
     "The probability that a claim is true here has the doubt of each curve, the sampling of the test problems and the "
     "spread between seeds in it (Student's t). Shown: at least 95 %; not shown: at most 5 %. Beside it what each seed "
