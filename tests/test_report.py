@@ -287,16 +287,19 @@ def test_summary_of_paradigms():
     assert [p["score"] for p in luffy["curve"]] == pytest.approx([0.1, 0.2, 0.7, 0.55, 0.55])
     assert sequential["final"] == pytest.approx(0.91) and len(sequential["curve"]) == 5
 
-    def verdict(**changes: float) -> dict:
-        rows = [luffy | changes, sequential | {"final_sd": changes.get("final_sd", sequential["final_sd"])}]
-        (claim,) = paradigms.judge_claims(rows, 2000)
+    assert luffy["finals"] == pytest.approx({"0": 0.5, "1": 0.7})
+
+    def verdict(*finals: float) -> dict:
+        of_luffy = {str(seed): final for seed, final in enumerate(finals)}
+        (claim,) = paradigms.judge_claims([luffy | {"finals": of_luffy}, sequential], 2000)
         return claim
 
     # Two seeds that lie 20 points apart say little: Student's t with one degree of freedom has heavy tails.
-    assert verdict()["verdict"] == "not resolved" and "dapo_dc from SFT 91.0" in verdict()["evidence"]
-    assert verdict(final_sd=0.001)["verdict"] == "shown"
-    assert verdict(final=0.98, final_sd=0.001)["verdict"] == "not shown"
-    assert verdict(seeds=1)["probability"] is None
+    assert verdict(0.5, 0.7)["verdict"] == "not resolved" and "dapo_dc from SFT 91.0" in verdict(0.5, 0.7)["evidence"]
+    # What counts is the difference seed by seed: 30 points below in both, although the seeds differ by themselves.
+    assert verdict(0.6, 0.62)["verdict"] == "shown"
+    assert verdict(0.98, 1.0)["verdict"] == "not shown"
+    assert verdict(0.6)["probability"] is None
     assert max(map(len, paradigms.terminal_table([luffy, sequential]).splitlines())) <= 100
 
 
@@ -321,7 +324,7 @@ def test_equal_paradigms_are_rarely_told_apart():
     for _ in range(200):
         finals = 0.6 + 0.02 * rng.normal(size=(5, 3))
         rows = [
-            dict(algo=algo, start=start, seeds=3, final=of_row.mean(), final_sd=of_row.std(ddof=1))
+            dict(algo=algo, start=start, final=of_row.mean(), final_sd=0.0, finals=dict(enumerate(of_row)))
             for (algo, start), of_row in zip(names, finals, strict=True)
         ]
         (claim,) = paradigms.judge_claims(rows, 10**6)

@@ -108,6 +108,7 @@ def summarise(runs: list[dict], problems: int) -> list[dict]:
 
     first             score of the mean curve
     final, final_sd   mean of a run's last three scores; mean over the seeds, and standard deviation between them
+    finals            the same by seed
     peak              a run's best score, mean over the seeds
     wobble            standard deviation of the scores in the second half of a run, mean over the seeds
     curve, spread     the mean curve, and its standard deviation between seeds
@@ -121,14 +122,13 @@ def summarise(runs: list[dict], problems: int) -> list[dict]:
 
 def summary(algo: str, start: str, runs: list[dict], problems: int) -> dict:
     """The row of one algorithm and one start; see `summarise`."""
-    x_sft = runs[0]["x_sft"]
     all_scores = [[point["score"] for point in run["curve"]] for run in runs]
     finals = np.array([np.mean(scores[-LAST:]) for scores in all_scores])  # (seeds,)
     # A run may end early, when no prompt gives a signal any more: the mean curve goes as far as the shortest run.
     count = min(map(len, all_scores))
     x = np.array([[point["x"] for point in run["curve"][:count]] for run in runs]).mean(axis=0)  # (count,)
     scores = np.array([scores[:count] for scores in all_scores])  # (seeds, count)
-    mean = scores.mean(axis=0)  # (count,)
+    mean, x_sft = scores.mean(axis=0), float(x[0])  # (count,); in a study each seed has spent something else on SFT
     curve = [{"x": float(at), "score": float(score)} for at, score in zip(x, mean, strict=True)]
     rl_curve = [{"x": point["x"] - x_sft, "score": point["score"]} for point in curve]
     early = any(run.get("out_of_signal") for run in runs)
@@ -140,6 +140,7 @@ def summary(algo: str, start: str, runs: list[dict], problems: int) -> dict:
         "x_sft": x_sft,
         "first": float(mean[0]),
         "final": float(finals.mean()),
+        "finals": {str(run["seed"]): float(final) for run, final in zip(runs, finals, strict=True)},
         "final_sd": deviation(finals),
         "peak": float(np.mean([max(scores) for scores in all_scores])),
         "wobble": float(np.mean([deviation(scores[len(scores) // 2 :]) for scores in all_scores])),
@@ -185,10 +186,9 @@ def compare(claim: str, ours: list[dict], theirs: list[dict], problems: int) -> 
     With k rows on the side that wins, each is required to be as sure as 1 - 0.05 / k: the luckiest of several equal
     rows would else look better than a single one. From one seed alone nothing follows.
     """
-    draws = {name(row): final_draws(row, problems, seed=i) for i, row in enumerate(ours + theirs)}
-    probability, opposite = one_above_all(ours, theirs, draws), one_above_all(theirs, ours, draws)
-    if min(row["seeds"] for row in ours + theirs) == 1:
-        verdict, probability = "not resolved", None
+    probability, opposite = one_above_all(ours, theirs, problems), one_above_all(theirs, ours, problems)
+    if probability is None:
+        verdict = "not resolved"
     elif probability >= 1 - (1 - SURE) / len(ours):
         verdict = "shown"
     else:
@@ -198,21 +198,33 @@ def compare(claim: str, ours: list[dict], theirs: list[dict], problems: int) -> 
     return {"claim": claim, "verdict": verdict, "probability": probability, "evidence": evidence}
 
 
-def one_above_all(ours: list[dict], theirs: list[dict], draws: dict[str, np.ndarray]) -> float:
-    """The probability, for the best of our rows, that it ends above all of theirs."""
-    highest = np.max([draws[name(row)] for row in theirs], axis=0)  # (R,)
-    return max(float((draws[name(row)] > highest).mean()) for row in ours)
+def one_above_all(ours: list[dict], theirs: list[dict], problems: int) -> float | None:
+    """A lower bound of the probability, for the best of our rows, that it ends above all of theirs; None where two rows
+    have no two seeds in common. It is 1 less the sum of the probabilities that one of theirs ends above it."""
+    bounds = []
+    for row in ours:
+        chances = [ends_above(row, other, problems) for other in theirs]
+        if None in chances:
+            return None
+        bounds.append(max(0.0, 1 - sum(1 - chance for chance in chances)))
+    return max(bounds)
 
 
-def final_draws(row: dict, problems: int, seed: int) -> np.ndarray:
-    """Draws (R,) of a row's true final score: Student's t for the few seeds, and the sampling of the test set.
+def ends_above(a: dict, b: dict, problems: int) -> float | None:
+    """How probable it is that a row's true final score lies above another's; None without two seeds in common.
 
-    All rows share the test set, so that their errors are more alike than these independent draws: the doubt is
-    rather too large.
+    The runs of one seed have more in common than chance (in a study also problems and base model), so the differences
+    are taken seed by seed, and their mean errs by Student's t. Other test problems would have given other scores too:
+    the errors of a and b are taken as independent, which leaves rather too much doubt.
     """
-    rng, seeds, R = np.random.default_rng(seed), row["seeds"], 20_000
-    between_seeds = row["final_sd"] / seeds**0.5 * rng.standard_t(max(1, seeds - 1), size=R)
-    return row["final"] + between_seeds + sampling_error(row["final"], problems) * rng.normal(size=R)
+    seeds = [seed for seed in a["finals"] if seed in b["finals"]]
+    if len(seeds) < 2:
+        return None
+    rng, R = np.random.default_rng(0), 20_000
+    differences = np.array([a["finals"][seed] - b["finals"][seed] for seed in seeds])  # (seeds,)
+    between_seeds = deviation(differences) / len(seeds) ** 0.5 * rng.standard_t(len(seeds) - 1, size=R)
+    of_the_test = np.hypot(sampling_error(a["final"], problems), sampling_error(b["final"], problems))
+    return float((differences.mean() + between_seeds + of_the_test * rng.normal(size=R) > 0).mean())
 
 
 def name(row: dict) -> str:
