@@ -46,6 +46,8 @@ def train_in_rounds(
         return train(configs), dict.fromkeys(configs, share)
     grant = max(1, share // 4 // every) * every  # a round ends with a point of the curve
     granted = files.read_json(record) if record.exists() else dict.fromkeys(configs, min(2 * grant, share))
+    if list(granted) != list(configs) or not all(type(steps) is int and steps >= 1 for steps in granted.values()):
+        raise ValueError(f"{record}: damaged; put it back, or remove {record.parent}, and --resume trains RL again")
     curves: Curves = {}
     further = granted
     while further:

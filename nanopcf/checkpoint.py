@@ -14,7 +14,7 @@ Left out: pickled weights (.bin, .pt), because opening one can run code. Safeten
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -24,7 +24,7 @@ from nanopcf.interop import huggingface
 from nanopcf.interop.huggingface import open_safetensors, read_safetensors, to_hf_weights, write_safetensors
 from nanopcf.model import ModelConfig, Transformer
 from nanopcf.optim import Optimizer
-from nanopcf.run import config, files, parallel
+from nanopcf.run import config, files, machine, parallel
 from nanopcf.run.config import Argument
 from nanopcf.run.folder import check_still_ours, checkpoints, digest, fingerprint, prune, read_metrics
 from nanopcf.tokenizer import TextTokenizer
@@ -55,10 +55,17 @@ def load(
             "they don't belong together"
         )
     shards = huggingface.weight_files(folder)
-    model = Transformer(config, initialise=False)
-    # Names and shapes come first: a wrong folder is told at once, before the weights take memory.
-    check_weights(folder, shards, config, {name: list(w.shape) for name, w in to_hf_weights(model).items()})
-    model = model.to(device, dtype)
+    # Names and shapes come first: a wrong folder is told at once, before memory is taken. The weights of such a model
+    # take hardly any, as long as they are not filled, but the angles of its positions do: one position is enough here.
+    shapes = to_hf_weights(Transformer(replace(config, max_length=1), initialise=False))
+    check_weights(folder, shards, config, {name: list(weight.shape) for name, weight in shapes.items()})
+    needed, free = 16 * config.max_length * config.head_dim, machine.free_memory(torch.device("cpu"))
+    if needed > free:
+        raise ValueError(
+            f"{folder}: {config.max_length:,} positions, as config.json has them, need {needed / 2**30:.1f} GiB of "
+            f"memory, {free / 2**30:.1f} GiB are free; with a smaller max_position_embeddings they need less"
+        )
+    model = Transformer(config, initialise=False).to(device, dtype)
     # Views of the model's own memory, under Hugging Face's names: copying into them fills the model.
     views = to_hf_weights(model)
     head = None
@@ -184,7 +191,8 @@ def resume(out: Path, model: Transformer, optimizer: Optimizer, state: dict) -> 
     saved = checkpoints(out)
     step = saved[-1][0] if saved else -1
     path = out / "metrics.jsonl"
-    logged = max((row.get("step", -1) for row in read_metrics(path)), default=-1) if path.exists() else -1
+    rows = read_metrics(path) if path.exists() else []
+    logged = max((row["step"] for row in rows if isinstance(row.get("step"), int)), default=-1)
     for result in ("checkpoints.json", "curve.json"):
         if (out / result).exists() and logged > step:
             raise ValueError(
@@ -319,6 +327,8 @@ class VerifyConfig(config.Config):
 def main(c: VerifyConfig) -> None:
     """Print what `verify` finds of each checkpoint. Raises ValueError after the last one if any is damaged."""
     folders = [folder for _, folder in checkpoints(Path(c.folder))] or [Path(c.folder)]
+    if folders == [Path(c.folder)] and not (folders[0] / "state.json").exists():
+        raise ValueError(f"{c.folder} is neither a run with checkpoints nor a checkpoint, which has a state.json")
     damaged = []
     for folder in folders:
         try:

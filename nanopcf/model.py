@@ -57,7 +57,7 @@ class ModelConfig:
     def __post_init__(self) -> None:
         # The upper bounds are far above any real model: they catch a damaged config.json before it asks for all memory.
         for name in "vocab_size width layers heads kv_heads mlp_width max_length".split():
-            value, most = getattr(self, name), {"layers": 1000, "max_length": 2**22}.get(name, 2**24)
+            value, most = getattr(self, name), {"layers": 1000, "width": 2**17, "max_length": 2**22}.get(name, 2**24)
             if not isinstance(value, int) or not 1 <= value <= most:
                 raise ValueError(f"model: {name} must be a whole number from 1 to {most}, got {value}")
         for name in ("rope_theta", "rope_factor", "rope_low_freq", "rope_high_freq", "norm_eps"):
@@ -67,8 +67,8 @@ class ModelConfig:
             if self.width % self.heads:
                 raise ValueError(f"model: heads ({self.heads}) must divide width ({self.width}), or set head_dim")
             object.__setattr__(self, "head_dim", self.width // self.heads)
-        if not isinstance(self.head_dim, int) or self.head_dim % 2 or not 2 <= self.head_dim <= 2**16:
-            raise ValueError(f"model: head_dim must be even for rotary positions, got {self.head_dim}")
+        if not isinstance(self.head_dim, int) or self.head_dim % 2 or not 2 <= self.head_dim <= 2**10:
+            raise ValueError(f"model: head_dim must be even (rotary positions) and from 2 to 1024, got {self.head_dim}")
         if self.heads % self.kv_heads:
             raise ValueError(f"model: kv_heads ({self.kv_heads}) must divide heads ({self.heads})")
 

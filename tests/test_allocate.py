@@ -77,3 +77,9 @@ def test_what_stopped_branches_leave_goes_to_the_open_one(tmp_path):
     calls = []
     again = train_in_rounds(configs, train, tmp_path / "cut.json", problems=2000)
     assert again == (curves, granted) and calls == [dict.fromkeys(CURVES, 20) | whole[2], *whole[3:]]
+
+    # what isn't the steps of these branches is damaged
+    for damage in ('{"flat": 20}', '{"flat": 20, "slow": "x", "short": 20}', "{}", "[]"):
+        (tmp_path / "cut.json").write_text(damage)
+        with pytest.raises(ValueError, match=r"cut\.json"):
+            train_in_rounds(configs, train, tmp_path / "cut.json", problems=2000)

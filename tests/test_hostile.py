@@ -21,7 +21,7 @@ import train_sft
 from nanopcf import checkpoint, data, rewards
 from nanopcf.ceiling import curves
 from nanopcf.optim import Optimizer
-from nanopcf.run import config, files
+from nanopcf.run import config, files, machine
 from nanopcf.run.folder import Metrics, lock
 
 cases = pytest.mark.parametrize("cases", [100, pytest.param(10_000, marks=pytest.mark.long)])
@@ -227,11 +227,13 @@ absurd = [
     ("vocab_size", 10**30),
     ("vocab_size", 1e300),
     ("hidden_size", 10**12),
+    ("hidden_size", 2**23),  # the norms alone would take 32 MiB per layer
     ("hidden_size", float("inf")),
     ("num_hidden_layers", 10**9),
     ("max_position_embeddings", 10**12),
     ("intermediate_size", 2**62),
     ("head_dim", 2**40),
+    ("head_dim", 2**16),
     ("num_attention_heads", 2.0),
     ("hidden_size", -4),
     ("rope_theta", 0),
@@ -250,6 +252,19 @@ def test_absurd_sizes_are_refused_before_memory_is_asked_for(name, value, model_
     with pytest.raises(ValueError, match=r"config\.json: "):
         checkpoint.load(model_dir)
     assert time.process_time() - began < 1.0
+
+
+def test_positions_that_memory_cannot_hold_are_refused(model_dir, monkeypatch):
+    """They are no weights, so the weights fit all the same."""
+    values = files.read_json(model_dir / "config.json")
+    monkeypatch.setattr(machine, "free_memory", lambda device: 2**28)
+    (model_dir / "config.json").write_text(json.dumps(values | {"max_position_embeddings": 2**22}))
+    with pytest.raises(ValueError, match=r"4,194,304 positions, as config\.json has them, need"):
+        checkpoint.load(model_dir)
+    # a wrong folder is told before the positions take memory
+    (model_dir / "config.json").write_text(json.dumps(values | {"max_position_embeddings": 2**22, "head_dim": 512}))
+    with pytest.raises(ValueError, match="weights don't match"):
+        checkpoint.load(model_dir)
 
 
 @pytest.mark.parametrize(

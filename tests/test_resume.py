@@ -13,9 +13,10 @@ import pipeline
 import train_rl
 import train_sft
 from nanopcf import evaluate, sampler, scoring
+from nanopcf.report import study
 from nanopcf.run import files, machine
 from nanopcf.run.folder import Metrics, checkpoints, lock
-from nanopcf.run.stages import Stages
+from nanopcf.run.stages import Stages, open_pipeline
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -98,6 +99,65 @@ def test_a_stage_clears_only_what_it_wrote(tmp_path, monkeypatch):
         patch.setattr(shutil, "rmtree", killed)
         Stages(replace(c, seed=1), tmp_path).run("sft", "seed", work)
     assert Stages(c, tmp_path).run("sft", "seed", work) == 0 and (tmp_path / "sft" / "file").exists()
+
+
+def test_a_damaged_record_of_a_stage_is_named(tmp_path):
+    """Of one that has ended, of one under way, and of one that an older version wrote, without a sum."""
+    c, path = pipeline.PipelineConfig(), tmp_path / "sft.json"
+
+    def run(work=lambda *_: {"score": 0.5, "b": (1, 2), "a": 1}):
+        return Stages(c, tmp_path).run("sft", "seed", work)
+
+    assert run() == run()
+    whole = files.read_json(path)
+    older = {name: value for name, value in whole.items() if name != "sha256"}
+    damaged = [whole | {"result": {"score": 0.6}}, whole | {"done": False}, older | {"data": [1]}]
+    damaged += [{name: value for name, value in older.items() if name != gone} for gone in ("result", "elapsed_s")]
+    for record in damaged:
+        path.write_text(json.dumps(record))
+        with pytest.raises(ValueError, match=r"sft\.json: damaged; put it back, or remove it and .*sft, and --resume"):
+            run()
+    path.write_text(json.dumps(older))
+    assert run(work=None) == whole["result"]
+    path.unlink()
+    (tmp_path / "sft").rmdir()
+    assert run()["score"] == 0.5
+
+
+def test_a_study_enters_only_a_study(tmp_path):
+    """It writes study.json, study.md and figures, and a folder for each seed."""
+    c = pipeline.PipelineConfig(preset="tiny", seeds=2)
+    for name in ("theirs", "seed"):
+        (tmp_path / name / "seed-1").mkdir(parents=True)
+        (tmp_path / name / "study.md").write_text("years of work")
+        (tmp_path / name / "seed-1" / "of a plant").touch()
+    (tmp_path / "theirs" / "seed-1" / "of a plant").unlink()
+    for name in ("theirs", "seed"):
+        before = content(tmp_path / name)
+        for resume in (False, True):
+            with pytest.raises(ValueError, match="not empty and not"):
+                study.run_seeds(replace(c, out=str(tmp_path / name), resume=resume), None)
+        assert content(tmp_path / name) == before
+
+    def killed(config):
+        with open_pipeline(Path(config.out), config):
+            raise KeyboardInterrupt
+
+    c = replace(c, out=str(tmp_path / "ours"))
+    for config in (c, replace(c, resume=True)):
+        with pytest.raises(KeyboardInterrupt):
+            study.run_seeds(config, killed)
+        (tmp_path / "ours" / "log.txt").write_text("of a user")
+
+
+def test_a_step_that_is_no_number_is_damage(sft, tmp_path):
+    train_sft.main(sft)
+    with (tmp_path / "sft" / "metrics.jsonl").open("a") as file:
+        file.write('{"step": "x"}\n')
+    train_sft.main(replace(sft, resume=True))  # after the last checkpoint: it is dropped
+    (tmp_path / "sft" / "metrics.jsonl").write_text('{"step": null}\n')
+    with pytest.raises(ValueError, match=r"lines up to step .* are lost or changed"):
+        train_sft.main(replace(sft, resume=True))
 
 
 def test_the_paths_in_a_result_follow_what_was_moved(tmp_path):

@@ -14,6 +14,7 @@ curves have been enough to choose; and does RL from an overfitted start end lowe
 
 import datetime
 import platform
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -30,6 +31,7 @@ from nanopcf.report.claims import Contest, Draws, contests, starts_of
 from nanopcf.report.study_figures import draw_study
 from nanopcf.report.text import claim_text, percent
 from nanopcf.run import files, log
+from nanopcf.run.folder import check_is_run
 from nanopcf.run.untrusted import printable
 
 PARTS = {"half": 1 / 2, "quarter": 1 / 4}  # of the RL curves, from which one could have chosen
@@ -39,11 +41,22 @@ def run_seeds(c: Any, experiment: Callable[[Any], dict]) -> dict:
     """Run the pipeline's experiment with seeds c.seed, c.seed + 1, ..., each in a folder of its own, and publish the
     study. c: the pipeline's config."""
     out, reports = Path(c.out or f"runs/{c.preset}"), []
+    check_is_study(out, c)
     for seed in range(c.seed, c.seed + c.seeds):
         folder = out / f"seed-{seed}"
         begun = c.resume and (folder / "config.json").exists()
         reports.append(experiment(replace(c, seed=seed, seeds=1, out=str(folder), resume=begun)))
     return publish(reports, out)
+
+
+def check_is_study(out: Path, c: Any) -> None:
+    """Raises ValueError unless the folder is new, or empty, or holds the runs of a study: `publish` writes into it."""
+    found = set(out.iterdir()) if out.is_dir() else set()
+    seeds = {path for path in found if re.fullmatch(r"seed-\d+", path.name)}
+    for folder in seeds:
+        check_is_run(folder, c)
+    if found - seeds and not any((folder / "config.json").exists() for folder in seeds):
+        raise ValueError(f"{out} is not empty and not the folder of a study; choose another --out")
 
 
 def publish(reports: list[dict], folder: Path) -> dict:

@@ -5,6 +5,7 @@ stages before it. What the stage writes besides is in the folder NAME/. If a set
 and the stages after it run again, and no other. Nothing in this file is about the paper.
 """
 
+import hashlib
 import json
 import multiprocessing
 import os
@@ -54,6 +55,8 @@ class Stages:
         if not {"key", "done"} <= record.keys() and (path.exists() or folder.exists()):
             stranger = path if path.exists() else folder
             raise ValueError(f"{stranger} is not of this run; move it away, or choose another --out")
+        if record and not is_whole(record):
+            raise ValueError(f"{path}: damaged; put it back, or remove it and {folder}, and --resume runs {name} again")
         values = {field: getattr(self.config, field) for field in settings.split()}
         data = fingerprints(values)  # of the files that the settings name
         # A file of the same content may lie elsewhere by now. The key goes on with the path that it had.
@@ -64,10 +67,10 @@ class Stages:
         if record.get("key") != self.key:
             if folder.exists():
                 # If a kill interrupts the removal, what is left must not be taken for the stage of the old settings.
-                files.write_json(path, {"key": "", "done": False})
+                files.write_json(path, with_sum({"key": "", "done": False}))
                 shutil.rmtree(folder)
             record = {"key": self.key, "data": data, "done": False, "elapsed_s": 0.0}
-            files.write_json(path, record)
+            files.write_json(path, with_sum(record))
         changed = [file for file, was in record.get("data", {}).items() if data.get(file, was) != was]
         if changed:
             raise ValueError(f"{changed[0]} has changed since the run in {self.out} began; choose another --out")
@@ -81,12 +84,28 @@ class Stages:
             result = renamed(result, str(self.out), HERE)
             record |= {"done": True, "result": result, "elapsed_s": round(elapsed, 1)}
             check_still_ours(self.out)
-            files.write_json(path, record)
+            files.write_json(path, with_sum(record))
         self.elapsed[name] = record["elapsed_s"]
         result = record["result"]
         for was, now in self.moved.items():
             result = renamed(result, was, now)
         return result
+
+
+def is_whole(record: dict) -> bool:
+    """Is the record of a stage as `with_sum` gave it? Records of older versions have no sum."""
+    if "sha256" in record:
+        return record == with_sum(record)
+    data = record.get("data", {})
+    timed = isinstance(record.get("elapsed_s"), int | float) or not record["key"]
+    ended = "result" in record or not record["done"]
+    return timed and ended and isinstance(data, dict) and all(isinstance(value, str) for value in data.values())
+
+
+def with_sum(record: dict) -> dict:
+    """The record of a stage with the SHA-256 of all else in it."""
+    rest = {name: value for name, value in record.items() if name != "sha256"}
+    return rest | {"sha256": hashlib.sha256(json.dumps(rest).encode()).hexdigest()}
 
 
 HERE = "{run folder}"  # in a saved result, so that a run folder can be moved
@@ -253,11 +272,12 @@ def train_parallel(
         """The share of a run that its metrics.jsonl shows, and the text on it."""
         path = Path(config.out) / "metrics.jsonl"
         rows = read_metrics(path) if path.exists() else []
-        values = [row[shown] for row in rows if shown in row]
+        values = [row[shown] for row in rows if isinstance(row.get(shown), int | float)]
         most = getattr(config, "max_flops", 0.0)
         share = 0.0
         if rows:
-            share = rows[-1].get("x", 0) / most if most else rows[-1].get("step", 0) / config.steps
+            reached = rows[-1].get("x" if most else "step")
+            share = reached / (most or config.steps) if isinstance(reached, int | float) else 0.0
         return min(1.0, share), f"{Path(config.out).name}: {text.format(values[-1])}" if values else ""
 
     before = {name: done(config)[0] for name, config in configs.items()}  # of runs that go on
