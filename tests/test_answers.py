@@ -104,6 +104,9 @@ EQUAL = [
     (r"12 \text{ cm}", "The answer is 12 cm."),
     ("5只。", "5"),
     ("f^{-1}(2)=7", "7"),
+    ("**72**", "72"),
+    ("`72`", "72"),
+    (r"\textcolor{red}{72}", "72"),
 ]
 DIFFERENT = [
     ("5", "6"),
@@ -161,6 +164,8 @@ DIFFERENT = [
     ("A. B. C. D.", "A"),
     ("(A) (B)", "A"),
     ("5.000", "5000"),
+    ("1 20 415", "12 04 15"),
+    ("120415", "12 04 15"),
 ]
 # What math-verify tells. Where it isn't installed they count as different.
 BY_VALUE = [
@@ -204,6 +209,7 @@ CHEATS = [
     ("12^2", "144"),
     ("5!", "120"),
     ("2x=10", "10"),
+    ("A. 4 B. 9 C. 11", "A"),
     ("x^2=4", "4"),
     ("5=12", "12"),
     ("x < 5", "5"),
@@ -258,6 +264,8 @@ CHEATS = [
     ("less than 7", "7"),
     ("7_8", "7"),
     ("111_2", "111"),
+    ("7万", "7"),
+    (r"7\text{ cannot be}", "7"),
 ]
 
 
@@ -321,6 +329,8 @@ def test_what_only_a_lenient_verifier_takes(said, gold):
         ("B", "b", 0),
         ("D, it is not A", "D", 1),
         ("C", "(C) Alina", 1),
+        (r"\text{Option B}", "B", 1),
+        ("**B**", "B", 1),
         ("Because", "B", 0),
     ],
 )

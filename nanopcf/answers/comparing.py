@@ -291,12 +291,16 @@ CHOICE = re.compile(r"\(?\s?([A-Ja-j])\s?(?:\)|[.:](?=\s|$)|$|(?=\s*[).:])|,\s[a
 SECOND = re.compile(r"[\s,.;/&)(]{0,6}(?:(?:and|or)\b)?[\s(]{0,3}[A-Ja-j]\s?(?:[.),;/]|$)")
 
 
+LISTED = re.compile(r"[\s,;(](?!A\.M\.)[A-J](?:[.:](?=\s)|\))")  # the mark of another choice: "A. 4 B. 9"
+
+
 def chosen(said: str) -> str:
     """The letter of a multiple choice, which may stand before its text: "B", "(b)", "B. 12", "(E) 72". Of two letters
     neither is chosen: "A. or B"."""
-    said = re.sub(r"[«»\\{}]|^(?:[Oo]ption|[Cc]hoice)\s", "", said).strip()
+    said = re.sub(r"^\s?(?:[Oo]ption|[Cc]hoice)\s", "", re.sub(r"[«»\\{}]", "", said)).strip()
     letter = CHOICE.match(said)
-    return letter[1].upper() if letter and not SECOND.match(said, letter.end(1)) else ""
+    second = letter and (SECOND.match(said, letter.end(1)) or LISTED.search(said, letter.end(1)))
+    return letter[1].upper() if letter and not second else ""
 
 
 # ---- formulas ----

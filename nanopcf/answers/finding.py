@@ -14,7 +14,7 @@ LONGEST = 400  # characters of an answer
 
 # ---- boxes ----
 
-BOX = re.compile(r"\\(?:boxed|fbox|framebox)(?![A-Za-z])[ \t]{0,3}")
+BOX = re.compile(r"\\(?:boxed|fbox|framebox)(?![A-Za-z])[ \t]{0,3}(?:\n[ \t]{0,3}(?=\{))?")
 GROUP_EDGE = re.compile(r"\\.|[{}]", re.DOTALL)  # a brace, or a pair such as \{, which is no edge of a group
 # What may stand between two boxes that hold the parts of one answer: "$\boxed{3}, \boxed{4}$"
 BETWEEN_BOXES = re.compile(
@@ -144,11 +144,15 @@ def first_solution(text: str) -> str:
     return text[: end.start()] if end and text[: end.start()].strip() else text
 
 
+OPENS_ANSWER, CLOSES_ANSWER = (re.compile(tag, re.IGNORECASE) for tag in ("<answer>", "</answer>"))
+
+
 def tagged(text: str) -> str | None:
     """What the last <answer>...</answer> holds, or None. One that is cut off holds ""."""
-    if "<answer>" not in text:
+    parts = OPENS_ANSWER.split(text)
+    if len(parts) == 1:
         return None
-    content, closed, _ = text.rpartition("<answer>")[2].partition("</answer>")
+    content, *closed = CLOSES_ANSWER.split(parts[-1], maxsplit=1)
     return content.strip() if closed else ""
 
 
@@ -170,12 +174,17 @@ def announced(text: str) -> str | None:
 
 
 EQUALS = re.compile(r"(?<![<>!:])=")
+# "x = 1 or x = 2": a list, of which the last member is not the answer.
+EQUATION = r"\s?[A-Za-z](?:_?\d)?\s?=[^=,;\n]{1,50}"
+EQUATIONS = re.compile(rf"{EQUATION}(?:(?:[,;]|\bor\b|\band\b){{1,2}}{EQUATION}){{1,9}}")
 
 
 def after_equals(text: str) -> str | None:
     """What follows the last "=", if it is short and on one line; None else, and in a text with formulas of LaTeX."""
     if "=" not in text or "$" in text or "\\" in text:
         return None
+    if EQUATIONS.fullmatch(text.strip()):
+        return text.strip()
     result = EQUALS.split(text)[-1].strip()
     short = len(result.split()) <= 6 and not re.search(r"\n|。.|，", result)
     return result if result and result != text.strip() and short else None

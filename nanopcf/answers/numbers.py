@@ -28,7 +28,7 @@ CHANGING = set(
     "hundred thousand lakh million crore billion trillion dozen gross score k bn mln half halves third fifth tenth "
     "hundredth twice squared cubed times multiplied divided plus minus negative over mod modulo factorial choose is isn't "
     "are was not no wrong incorrect right and or but maybe if than less more fewer greater smaller least most to below "
-    "above".split()
+    "above zero quadrillion permille either versus vs except cannot false remainder".split()
 )
 UNIT_PART = re.compile(r"[^\W\d_]{1,30}|[%＄]|\^\s?\{?-?\d\}?|[/*.]|\S")  # of "cm^2", "miles per hour", "kg*m/s^2"
 
@@ -121,7 +121,9 @@ def read_unit(text: str, currency: bool) -> str | None:
 
 def changes_number(word: str) -> bool:
     lower = word.lower()
-    return word != "K" and (lower in CHANGING or lower.removesuffix("s") in CHANGING)  # K: kelvin
+    return word != "K" and (
+        word[:1] in "十百千万萬亿億" or lower in CHANGING or lower.removesuffix("s") in CHANGING
+    )  # K: kelvin
 
 
 def measure(word: str) -> str:

@@ -35,6 +35,7 @@ SPELLINGS = [
     (r"\*\*", "^"),
     (r"\\([A-Za-z]+)", lambda m: COMMANDS.get(m[1], m[0])),
     (r"\\(?:left|right|[bB]igg?[lr]?)(?![A-Za-z])\.?", ""),
+    (r"\\(?:text)?color\s?\{[^{}]{0,20}\}", ""),
     (r"\\[hv]space\*?\{[^{}]{0,20}\}|\\phantom\{[^{}]{0,20}\}", " "),
     (r"\\begin\{array\}\{[^{}]{0,30}\}", r"\\begin{array}"),
     (r",\s?\\!\s?", ","),
@@ -78,6 +79,9 @@ SPELLINGS = [(re.compile(pattern), by) for pattern, by in SPELLINGS]
 DELIMITERS = re.compile(r"\\[()\[\]]|\$\$")
 
 
+WRAPPED = re.compile(r"(\*{1,3}|__|`|['\"])([^*`_'\"]{1,400})\1\.?")  # **72**, `72`, "72", as in Markdown and in prose
+
+
 PLAIN = re.compile(r"-?[\d., ]{1,400}%?|[A-Za-z]{1,2}")  # these have one spelling
 
 
@@ -89,6 +93,8 @@ def tidy(text: str) -> str:
     if "\\begin" not in text:
         text = re.sub(r"\\\\(?=[A-Za-z])", r"\\", text)  # a backslash that was escaped twice
     text = DELIMITERS.sub(" ", text.translate(WORD_SIGNS).replace("\\\\", "\x00")[:2000])
+    if wrapped := WRAPPED.fullmatch(text.strip()):
+        text = wrapped[2]
     text = text.replace(r"\$", "＄")
     if text.count("$") % 2:  # one that encloses nothing is a currency
         text = re.sub(r"\$(?=\s?-?[\d.])", "＄", text, count=1)
@@ -103,9 +109,11 @@ def tidy(text: str) -> str:
     return text.replace("\x00", "\\\\")
 
 
-MARKS = re.compile(r"[\s«»]")
+# A space between two digits stays: "1 20 415" is not "12 04 15".
+MARKS = re.compile(r"(?<![\s«»\d])[\s«»]{1,400}|(?<![\s«»])[\s«»]{1,400}(?![\s«»\d])")
+BETWEEN_DIGITS = re.compile(r"[\s«»]{1,400}")
 
 
 def squeeze(text: str) -> str:
-    """A tidy text without spaces and marks: LaTeX prints "x y" and "xy" alike."""
-    return MARKS.sub("", text)
+    """A tidy text without marks, and without spaces but for one between digits: LaTeX prints "x y" and "xy" alike."""
+    return BETWEEN_DIGITS.sub(" ", MARKS.sub("", text))
