@@ -47,6 +47,7 @@ def test_a_limit_ends_loops_and_leaves_no_clock_behind():
         ("{{ 'a' * 10 ** 10 }}", "wants more than 1 GiB of memory"),
         ("{{ '%9999999999d' % 1 }}", "wants more than 1 GiB of memory"),
         ("{{ 1 / 0 }}", "failed: ZeroDivisionError"),
+        ("{{ 2 ** 2 ** 40 }}", r"failed: TemplateError: \*\* isn't allowed"),
     ],
 )
 def test_a_chat_template_is_limited(template, said, monkeypatch):
