@@ -43,10 +43,10 @@ def test_a_limit_ends_loops_and_leaves_no_clock_behind():
     ("template", "said"),
     [
         ("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "takes more than 0.1 s"),
-        ("{{ 7 ** 99999999 }}", "takes more than 0.1 s"),
-        ("{{ 'a' * 10 ** 10 }}", "wants more than 1 GiB of memory"),
+        ("{{ 'a' * 10000000000 }}", "wants more than 1 GiB of memory"),
         ("{{ '%9999999999d' % 1 }}", "wants more than 1 GiB of memory"),
         ("{{ 1 / 0 }}", "failed: ZeroDivisionError"),
+        ("{{ 2 ** 2 ** 40 }}", r"failed: TemplateError: \*\* isn't allowed"),
     ],
 )
 def test_a_chat_template_is_limited(template, said, monkeypatch):
