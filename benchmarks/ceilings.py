@@ -175,7 +175,7 @@ def seed_line(way: str, seed: str, rows: list[dict]) -> list[str]:
 # ---- the stopping rule, simulated ----
 
 POINTS, NOISE = 15, 0.0075  # of an even share of the compute, and of a score: about what the demo has
-LOOKS = (8, 12, 15, 19, 23, 27, 31, 35, 39, 45)  # points at the ends of rounds, up to three even shares
+LOOKS = (10, 15, 20, 25, 30, 35, 40, 45)  # points at the ends of rounds, up to three even shares
 
 
 def stopped(seed: int) -> dict:

@@ -1,12 +1,12 @@
 """Where the compute of RL goes: to the branches whose ceiling is still an open question.
 
-An even split gives each branch the same number of steps. Some curves are flat after half of them, and the rest teaches
-nothing; others still rise at their end, and leave no more than a lower bound. So RL runs in rounds, and after each one
-every curve is fitted (`report.ceilings`):
+An even split gives each branch the same number of steps. Some curves are flat after two thirds of them, and the rest
+teaches nothing; others still rise at their end, and leave no more than a lower bound. So RL runs in rounds, and after
+each one every curve is fitted (`report.ceilings`):
 
 - A branch stops when its ceiling is identified, or when no prompt gives it a signal any more.
-- Of the others, half get the next round: first those that may have the highest ceiling of all, since which start is
-  the best is the question of a run; then those that, going on as they do, would be identified the soonest.
+- Of the others, about half get the next round: first those that may have the highest ceiling of all, since which start
+  is the best is the question of a run; then those that, going on as they do, would be identified the soonest.
 - The run ends when no branch is open, or when as many steps are spent as the even split would have given to all.
 
 Does it spoil the intervals that a curve is looked at again and again, and stopped when it looks saturated? They are
@@ -44,7 +44,7 @@ def train_in_rounds(
     share, every = {(c.steps, c.eval_every) for c in configs.values()}.pop()
     if even:
         return train(configs), dict.fromkeys(configs, share)
-    grant = max(1, share // 4 // every) * every  # a round ends with a point of the curve
+    grant = max(1, share // 3 // every) * every  # a round ends with a point of the curve
     granted = files.read_json(record) if record.exists() else dict.fromkeys(configs, min(2 * grant, share))
     if list(granted) != list(configs) or not all(type(steps) is int and steps >= 1 for steps in granted.values()):
         raise ValueError(f"{record}: damaged; put it back, or remove {record.parent}, and --resume trains RL again")
@@ -78,5 +78,6 @@ def next_round(curves: Curves, granted: dict[str, int], *, budget: int, grant: i
     still_open = sorted(
         (n for n in fits if not fits[n]["identified"] and fits[n]["status"] != "out of signal"), key=order
     )
+    half = 2 * ((len(still_open) + 3) // 4)  # an even number, so that two workers end together
     left = (budget - sum(granted.values())) // grant
-    return {name: granted[name] + grant for name in still_open[: (len(still_open) + 1) // 2][:left]}
+    return {name: granted[name] + grant for name in still_open[: min(half, left)]}

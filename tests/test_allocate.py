@@ -11,7 +11,7 @@ from nanopcf.allocate import next_round, train_in_rounds
 
 @dataclass(frozen=True)
 class Settings:  # what the rounds need of an RLConfig
-    steps: int = 40
+    steps: int = 30
     eval_every: int = 2
 
 
@@ -35,18 +35,18 @@ def test_a_round_goes_to_open_branches_the_contenders_first():
         "low": curve(20, 0.45, 6.0),
         "lower": curve(20, 0.42, 6.0),
     }
-    # Half of the three that are open, rounded up: the one that may be the best of all is among them.
+    # Two of the three that are open, and the one that may be the best of all is among them.
     chosen = more(curves)
     assert len(chosen) == 2 and chosen["contender"] == 30 and "flat" not in chosen
     # a curve that ended before its steps has no signal left, whatever it looks like
     curves["contender"] = curves["contender"][:6]
-    assert set(more(curves)) == {"low"} or set(more(curves)) == {"lower"}
+    assert set(more(curves)) == {"low", "lower"}
     assert more({name: curves[name] for name in ("flat", "contender")}) == {}
 
 
 def test_the_budget_is_kept():
     curves = {f"rising {i}": curve(20, 0.95, 20.0) for i in range(6)}
-    assert len(more(curves)) == 3
+    assert len(more(curves)) == 4
     assert len(more(curves, budget=6 * 20 + 25)) == 2
     assert more(curves, budget=6 * 20 + 9) == {}
 
@@ -66,7 +66,7 @@ def test_what_stopped_branches_leave_goes_to_the_open_one(tmp_path):
     configs = dict.fromkeys(CURVES, Settings())
     curves, granted = train_in_rounds(configs, train, tmp_path / "whole.json", problems=2000)
     assert granted["flat"] == granted["short"] == 20 and curves["short"][-1]["step"] == 10
-    assert granted["slow"] > 40 and sum(granted.values()) <= 3 * 40  # more than the even split
+    assert granted["slow"] > 30 and sum(granted.values()) <= 3 * 30  # more than the even split
     assert calls == [dict.fromkeys(CURVES, 20), *({"slow": n} for n in range(30, granted["slow"] + 1, 10))]
 
     # interrupted in its third round, it begins with that round
