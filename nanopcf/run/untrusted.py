@@ -24,6 +24,19 @@ class TooLong(BaseException):
     """A block ran into its `time_limit`. It is no Exception, because many libraries catch those and go on."""
 
 
+_running: tuple[float, float, float] | None = (
+    None  # of the innermost limit: its seconds; thread and wall time at its start
+)
+_handler_is_set = False  # once for all limits: to set it takes longer than to judge an answer
+
+
+def _look(*_: object) -> None:
+    if _running is not None:
+        seconds, computed, began = _running
+        if time.thread_time() - computed > seconds or time.monotonic() - began > WAITING_S:
+            raise TooLong
+
+
 @contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
     """End the block with TooLong after `seconds` of computing by this thread, or after WAITING_S in all.
@@ -31,22 +44,21 @@ def time_limit(seconds: float) -> Iterator[None]:
     What counts is the time that the thread computes, since a busy machine must not change a verdict. A loop in Python
     or in a pattern of `re` is ended; a long call of a C library only when it returns.
     """
+    global _running, _handler_is_set
     if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
         yield
         return
-    computed, began = time.thread_time(), time.monotonic()
-
-    def look(*_: object) -> None:
-        if time.thread_time() - computed > seconds or time.monotonic() - began > WAITING_S:
-            raise TooLong
-
-    before = signal.signal(signal.SIGALRM, look)
+    if not _handler_is_set:
+        signal.signal(signal.SIGALRM, _look)
+        _handler_is_set = True
+    outer, _running = _running, (seconds, time.thread_time(), time.monotonic())
     signal.setitimer(signal.ITIMER_REAL, seconds, seconds / 4)
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        _running = outer
+        again = outer[0] / 4 if outer else 0.0
+        signal.setitimer(signal.ITIMER_REAL, again, again)
 
 
 @contextmanager
