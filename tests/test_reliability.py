@@ -12,7 +12,6 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -146,11 +145,12 @@ with signals.stoppable():
 
 
 def test_a_closed_terminal_saves_too():
-    with signals.stoppable() as stop_signal:
-        os.kill(os.getpid(), signal.SIGHUP)
-        assert stop_signal() == signal.SIGHUP
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup starts a run
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # whoever has started the tests
     try:
+        with signals.stoppable() as stop_signal:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert stop_signal() == signal.SIGHUP
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup starts a run
         with signals.stoppable() as stop_signal:
             os.kill(os.getpid(), signal.SIGHUP)
             assert stop_signal() == 0
@@ -187,7 +187,7 @@ def test_a_signal_waits_two_seconds_for_a_judge_of_a_validation(rl, monkeypatch,
         return 0.0
 
     monkeypatch.setattr(signals, "PATIENCE_S", 0.05)
-    monkeypatch.setattr(train_rl, "complete", partial(train_rl.complete, judge=slow))
+    monkeypatch.setattr(train_rl, "verifier", lambda _: slow)
     with pytest.raises(SystemExit) as ended:
         train_rl.main(rl)
     assert ended.value.code == 143 and "--resume goes on where it last saved" in capsys.readouterr().err

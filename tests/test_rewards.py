@@ -215,7 +215,7 @@ def test_nothing_thrown_at_it_raises_or_hangs(monkeypatch):
         start = time.process_time()
         for answer in ("2n-1", "(1,2)", "B", text[:300]):
             assert verify(text, answer) in (0.0, 1.0) and verify(answer, text, strict=True) in (0.0, 1.0)
-        assert time.process_time() - start < 0.5, text[:80]
+        assert time.process_time() - start < 2, text[:80]
     assert verify(None, "5") == 0 and verify("5", None) == 0
 
 
