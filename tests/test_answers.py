@@ -18,6 +18,7 @@ NEEDS_MATH_VERIFY = pytest.mark.skipif(
 
 # By text, number or part by part: without math-verify too.
 EQUAL = [
+    ("4000千克", "4000"),
     ("5", "5.0"),
     ("1,234", "1234"),
     ("1{,}000", "1000"),

@@ -121,9 +121,9 @@ def read_unit(text: str, currency: bool) -> str | None:
 
 def changes_number(word: str) -> bool:
     lower = word.lower()
-    return word != "K" and (
-        word[:1] in "十百千万萬亿億" or lower in CHANGING or lower.removesuffix("s") in CHANGING
-    )  # K: kelvin
+    if word == "K" or word[:2] in ("千克", "千米", "千瓦"):  # kelvin; kilogram, kilometre, kilowatt
+        return False
+    return word[:1] in "十百千万萬亿億" or lower in CHANGING or lower.removesuffix("s") in CHANGING
 
 
 def measure(word: str) -> str:
