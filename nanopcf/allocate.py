@@ -11,7 +11,7 @@ each one every curve is fitted (`report.ceilings`):
 
 Does it spoil the intervals that a curve is looked at again and again, and stopped when it looks saturated? They are
 posteriors, and a posterior does not depend on the reason for stopping, if the prior fits. docs/ceiling.md has the check
-by simulation, and what five demo runs gained.
+by simulation.
 """
 
 from collections.abc import Callable
@@ -63,13 +63,7 @@ def next_round(curves: Curves, granted: dict[str, int], *, budget: int, grant: i
 
     budget: steps of all branches together.
     """
-    fits, draws = {}, []
-    for seed, (name, curve) in enumerate(curves.items()):
-        ended = curve[-1]["step"] < granted[name]  # no prompt gave a signal any more
-        fits[name], draws_here = fit_ceiling(curve, curve[0]["score"], problems, seed=seed, out_of_signal=ended)
-        draws.append(draws_here)
-    highest = np.argmax(draws, axis=0)  # (R,) the branch with the highest ceiling, in each draw
-    chance = dict(zip(fits, (np.bincount(highest, minlength=len(fits)) / len(highest)).tolist(), strict=True))
+    fits, chance = judge_branches(curves, granted, problems)
 
     def order(name: str) -> tuple[float, float]:
         contender = chance[name] > 1 - SURE
@@ -81,3 +75,14 @@ def next_round(curves: Curves, granted: dict[str, int], *, budget: int, grant: i
     half = 2 * ((len(still_open) + 3) // 4)  # an even number, so that two workers end together
     left = (budget - sum(granted.values())) // grant
     return {name: granted[name] + grant for name in still_open[: min(half, left)]}
+
+
+def judge_branches(curves: Curves, granted: dict[str, int], problems: int) -> tuple[dict[str, dict], dict[str, float]]:
+    """Of each branch: what `fit_ceiling` says of its curve, and how probable it is that its ceiling is the highest."""
+    fits, draws = {}, []
+    for seed, (name, curve) in enumerate(curves.items()):
+        ended = curve[-1]["step"] < granted[name]  # no prompt gave a signal any more
+        fits[name], drawn = fit_ceiling(curve, curve[0]["score"], problems, seed=seed, out_of_signal=ended)
+        draws.append(drawn)
+    highest = np.argmax(draws, axis=0)  # (R,) the branch with the highest ceiling, in each draw
+    return fits, dict(zip(fits, (np.bincount(highest, minlength=len(fits)) / len(highest)).tolist(), strict=True))

@@ -22,7 +22,7 @@ from nanopcf.report import paradigms
 from nanopcf.report.assembly import assemble, branch_of, judge, sample_answers
 from nanopcf.report.figures import draw_figures
 from nanopcf.report.page import html_page, terminal_table
-from nanopcf.run import files, log
+from nanopcf.run import files
 from nanopcf.run.untrusted import printable
 
 __all__ = [
@@ -48,11 +48,7 @@ def publish(report: dict, folder: Path) -> None:
 
 def write(report: dict, folder: Path) -> list[Path]:
     """Write report.json, the figures as PNG and report.html, and return their paths; each whole or not at all."""
-    try:
-        images = draw_figures(report)
-    except ImportError:
-        images = {}
-        log.announce('no figures: matplotlib is missing; pip install -e ".[plot]"')
+    images = draw_figures(report)
     outputs = {f"{name}.png": image for name, image in images.items()}
     outputs["report.html"] = html_page(report, images).encode()
     # only now, so that a report that cannot be shown replaces nothing

@@ -6,7 +6,7 @@ is imported only when figures are drawn. A report holds scores as fractions; fig
 
 import io
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from nanopcf.ceiling.drawing import BLUE, draw_ceiling, draw_curve
 from nanopcf.ceiling.law import law_at
 from nanopcf.report.claims import agreement_text
 from nanopcf.report.text import ceiling_text, flops_unit
+from nanopcf.run import log
 
 # Backgrounds of the regimes of Eqs. 5-9, and the lines of branches that start in one of them.
 SHADES = {"adaptive": "#dbe9f6", "stable": "#d9f0d3", "unstable": "#eeeeee", "mild": "#fdf0c8", "severe": "#f9d9d0"}
@@ -39,23 +40,31 @@ STYLE = {
 
 
 def draw_figures(report: dict) -> dict[str, bytes]:
-    """PNG bytes by name. Raises ImportError without matplotlib."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
+    """The figures of a report: see `drawn`."""
     colours = in_turn(candidate["name"] for candidate in report["candidates"]) | {"base": REGIME_COLOURS["base"]}
+    figures = {
+        "fig3_sft_and_ceilings": lambda plt: draw_sft(plt, report),
+        "fig8_rl_curves": lambda plt: draw_rl(plt, report),
+        "loss_against_ceiling": lambda plt: draw_agreement(plt, report, colours),
+        "compute": lambda plt: draw_compute(plt, report, colours),
+    }
+    if report.get("paradigms"):
+        figures["fig2_paradigms"] = lambda plt: draw_paradigms(plt, report["paradigms"])
+    return drawn(figures)
+
+
+def drawn(figures: dict[str, Callable]) -> dict[str, bytes]:
+    """PNG bytes by name of figures {name: draw(plt)}. Without matplotlib there are none, and a line says so."""
+    try:
+        import matplotlib
+
+        matplotlib.use("Agg")
+        import matplotlib.pyplot as plt
+    except ImportError:
+        log.announce('no figures: matplotlib is missing; pip install -e ".[plot]"')
+        return {}
     with plt.rc_context(STYLE):
-        drawn = {
-            "fig3_sft_and_ceilings": draw_sft(plt, report),
-            "fig8_rl_curves": draw_rl(plt, report),
-            "loss_against_ceiling": draw_agreement(plt, report, colours),
-            "compute": draw_compute(plt, report, colours),
-        }
-        if report.get("paradigms"):
-            drawn["fig2_paradigms"] = draw_paradigms(plt, report["paradigms"])
-        return {name: png(plt, figure) for name, figure in drawn.items()}
+        return {name: png(plt, draw(plt)) for name, draw in figures.items()}
 
 
 def png(plt, figure) -> bytes:

@@ -29,8 +29,8 @@ from nanopcf.report.assembly import fit_branches
 from nanopcf.report.ceilings import probability_above, sampling_error, verdict
 from nanopcf.report.claims import Contest, Draws, contests, starts_of
 from nanopcf.report.study_figures import draw_study
-from nanopcf.report.text import claim_text, percent
-from nanopcf.run import files, log
+from nanopcf.report.text import ceiling_text, claim_text, percent
+from nanopcf.run import files
 from nanopcf.run.folder import check_is_run
 from nanopcf.run.untrusted import printable
 
@@ -62,11 +62,7 @@ def check_is_study(out: Path, c: Any) -> None:
 def publish(reports: list[dict], folder: Path) -> dict:
     """Write study.json, study.md and its figures into the folder, and print what the seeds say together."""
     study = pool(reports)
-    try:
-        images = draw_study(reports, study)
-    except ImportError:
-        images = {}
-        log.announce('no figures: matplotlib is missing; pip install -e ".[plot]"')
+    images = draw_study(reports, study)
     files.write_json(folder / "study.json", files.strict(study))
     for name, image in images.items():
         files.write_bytes(folder / f"{name}.png", image)
@@ -133,11 +129,8 @@ def mean_over_seeds(values: np.ndarray, R: int = 20_000) -> np.ndarray:
 
 # ---- questions beside the paper's ----
 
-GUIDES = {
-    "validation loss": ("min_val_loss", -1),
-    "P_sft": ("p_sft", 1),
-    "pass@k": ("pass_at_k", 1),
-}  # and the better sign
+# guide -> (its column in the selector's ranking, 1 if more of it is better and -1 if less)
+GUIDES = {"validation loss": ("min_val_loss", -1), "P_sft": ("p_sft", 1), "pass@k": ("pass_at_k", 1)}
 
 
 def guide_contests(report: dict, draws: Draws) -> list[Contest]:
@@ -169,8 +162,8 @@ def level_contests(report: dict) -> list[Contest]:
     branches, starts, _ = starts_of(report)
 
     def level(branch: dict) -> np.ndarray:
-        """Draws (R,) of the mean of the last three scores, which other test problems would have changed."""
-        mean = np.mean([point["score"] for point in branch["curve"][-3:]])
+        """Draws (R,) of the mean of the last scores, which other test problems would have changed."""
+        mean = np.mean([point["score"] for point in branch["curve"][-paradigms.LAST :]])
         return mean + sampling_error(mean, report["problems"]) * rng.normal(size=2000)
 
     found = []
@@ -324,11 +317,8 @@ def ceilings_table(reports: list[dict]) -> list[str]:
     for report in reports:
         for b in report["branches"]:
             name = "pure RL" if b["dataset"] == "base" else f"{b['dataset']} @{b['sft_step']}"
-            bound = f"{percent(b['a_post'])} [{percent(b['a_post_low'])}, {percent(b['a_post_high'])}]"
-            text = bound if b["identified"] else f"≥ {percent(b['a_post'])}"
-            rows.append(
-                [str(report["seed"]), name, b["regime"], percent(b["p_sft"]), percent(b["best"]), text, b["status"]]
-            )
+            scores = [percent(b["p_sft"]), percent(b["best"]), ceiling_text(b)]
+            rows.append([str(report["seed"]), name, b["regime"], *scores, b["status"]])
     return markdown(["seed", "start", "regime", "P_sft", "best", "ceiling", "verdict"], rows)
 
 

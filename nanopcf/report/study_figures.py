@@ -2,29 +2,23 @@
 
 import numpy as np
 
-from nanopcf.report.figures import REGIME_COLOURS, STYLE, draw_paradigms, in_turn, panel_grid, percents, png
+from nanopcf.report.figures import REGIME_COLOURS, draw_paradigms, drawn, in_turn, panel_grid, percents
 from nanopcf.report.text import flops_unit
 
 MARKS = ["o", "s", "^", "D", "v", "P", "X", "*"]  # of the seeds, in turn
 
 
 def draw_study(reports: list[dict], study: dict) -> dict[str, bytes]:
-    """PNG bytes by name. Raises ImportError without matplotlib."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    with plt.rc_context(STYLE):
-        drawn = {
-            "study_ceilings": draw_ceilings(plt, reports),
-            "study_loss": draw_loss(plt, reports),
-            "study_curves": draw_curves(plt, reports),
-            "study_sft": draw_sft(plt, reports),
-        }
-        if study["paradigms"]:
-            drawn["fig2_paradigms"] = draw_paradigms(plt, study["paradigms"])
-        return {name: png(plt, figure) for name, figure in drawn.items()}
+    """The figures of a study: see `figures.drawn`."""
+    figures = {
+        "study_ceilings": lambda plt: draw_ceilings(plt, reports),
+        "study_loss": lambda plt: draw_loss(plt, reports),
+        "study_curves": lambda plt: draw_curves(plt, reports),
+        "study_sft": lambda plt: draw_sft(plt, reports),
+    }
+    if study["paradigms"]:
+        figures["fig2_paradigms"] = lambda plt: draw_paradigms(plt, study["paradigms"])
+    return drawn(figures)
 
 
 def mark(i: int) -> str:

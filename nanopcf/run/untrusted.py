@@ -24,9 +24,8 @@ class TooLong(BaseException):
     """A block ran into its `time_limit`. It is no Exception, because many libraries catch those and go on."""
 
 
-_running: tuple[float, float, float] | None = (
-    None  # of the innermost limit: its seconds; thread and wall time at its start
-)
+# Of the innermost limit: its seconds, and the thread's and the wall's time when it began.
+_running: tuple[float, float, float] | None = None
 _handler_is_set = False  # once for all limits: to set it takes longer than to judge an answer
 
 
