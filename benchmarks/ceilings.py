@@ -2,13 +2,16 @@
 
     python benchmarks/ceilings.py [--seeds 5] [--times 5] [--preset demo] [--out runs/ceilings]
     python benchmarks/ceilings.py --simulate 400
+    python benchmarks/ceilings.py --curves docs/results/study-curves.csv
 
 One long run per seed answers all of it. At a constant learning rate RL does not know how long it will go on, so a
 branch of the demo is the first part of the longer one to the last bit: cut there, the curves are those of the even
 split; and `allocate.train_in_rounds`, replayed on the long curves, grants what the demo in rounds would have granted.
 
 --simulate: does it spoil the intervals that a curve is looked at after each round, and stopped when it looks saturated?
-Curves with known ceilings are stopped by that rule. The runs continue where they were interrupted.
+Curves with known ceilings are stopped by that rule. --curves: curves of a file, in the format of `python -m
+nanopcf.ceiling`, are cut after half, two thirds and five sixths of their points, and what is said there is held against
+their end. The runs continue where they were interrupted.
 """
 
 import argparse
@@ -25,7 +28,9 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import pipeline  # noqa: E402
-from nanopcf.allocate import Curves, train_in_rounds  # noqa: E402
+from nanopcf import ceiling  # noqa: E402
+from nanopcf.allocate import Curves, judge_branches, train_in_rounds  # noqa: E402
+from nanopcf.ceiling.curve_files import read_curves  # noqa: E402
 from nanopcf.report.ceilings import fit_ceiling  # noqa: E402
 from nanopcf.report.study import markdown  # noqa: E402
 from nanopcf.report.text import ceiling_text, percent  # noqa: E402
@@ -45,18 +50,6 @@ def long_run(c: pipeline.PipelineConfig, seed: int, times: int, out: Path) -> tu
 
 def until(curve: list[dict], steps: int) -> list[dict]:
     return [point for point in curve if point["step"] <= steps]
-
-
-def said(curves: Curves, granted: dict[str, int], problems: int) -> tuple[dict[str, dict], float]:
-    """What the fits say of each branch after its granted steps; and how probable the likeliest best start is."""
-    fits, draws = {}, []
-    for seed, (name, curve) in enumerate(curves.items()):
-        seen = until(curve, granted[name])
-        ended = seen[-1]["step"] < granted[name]
-        fits[name], drawn = fit_ceiling(seen, seen[0]["score"], problems, seed=seed, out_of_signal=ended)
-        draws.append(drawn)
-    highest = np.bincount(np.argmax(draws, axis=0), minlength=len(draws))
-    return fits, float(highest.max() / highest.sum())
 
 
 @dataclass(frozen=True)
@@ -104,7 +97,8 @@ def tables(c: pipeline.PipelineConfig, seeds: range, times: int, out: Path) -> s
         curves, problems = long_run(c, seed, times, out / f"seed-{seed}")
         for way in ("even", "rounds"):
             granted = dict.fromkeys(curves, c.rl_steps) if way == "even" else in_rounds(c, curves, problems)
-            fits, sure = said(curves, granted, problems)
+            seen = {name: until(curve, granted[name]) for name, curve in curves.items()}
+            fits, chance = judge_branches(seen, granted, problems)
             rows = checked(curves, fits, times, c.rl_steps)
             known = [row for row in rows if row["identified"]]
             others = [row for row in rows if not row["identified"]]
@@ -117,7 +111,7 @@ def tables(c: pipeline.PipelineConfig, seeds: range, times: int, out: Path) -> s
                     "ended": sum(row["status"] == "out of signal" for row in rows),
                     "inside": sum(row["inside"] for row in known),
                     "above": sum(row["above"] for row in others),
-                    "sure": sure,
+                    "sure": max(chance.values()),
                     "steps": sum(min(granted[name], curves[name][-1]["step"]) for name in curves),
                 }
             )
@@ -216,6 +210,33 @@ def simulation(count: int) -> str:
     return "\n".join(markdown(["curves", "identified", "interval of these holds the true ceiling"], rows))
 
 
+# ---- curves that are there, cut ----
+
+
+def cut(file: str) -> str:
+    """Of the ceilings that are called identified on the first part of a curve: how many hold the level at its end, the
+    mean of the last three scores, with and without LAW_ERROR. Curves shorter than the longest ended before, for want of
+    a signal, and are left out."""
+    branches = [branch for branch in read_curves(file)[0].values() if branch.x]
+    longest = max(len(branch.x) for branch in branches)
+    known = inside = narrow = 0
+    for branch in branches:
+        if len(branch.x) < longest:
+            continue
+        level = np.mean(branch.y[-3:])
+        for share in (1 / 2, 2 / 3, 5 / 6):
+            n = round(share * longest)
+            fit = ceiling.fit(branch.x[:n], branch.y[:n], branch.p_sft, max_score=100.0)
+            (low, high), margin = fit.interval, 100 * ceiling.LAW_ERROR
+            if fit.identified:
+                known += 1
+                inside += low <= level <= high
+                narrow += low + margin <= level <= high - margin
+    return (
+        f"{known} ceilings called identified; the end lies in the interval of {inside}, without LAW_ERROR of {narrow}"
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=5, help="0, 1, ...")
@@ -223,7 +244,11 @@ def main() -> None:
     parser.add_argument("--preset", default="demo")
     parser.add_argument("--out", type=Path, default=Path("runs/ceilings"))
     parser.add_argument("--simulate", type=int, default=0, metavar="N")
+    parser.add_argument("--curves", metavar="CURVES.csv")
     args = parser.parse_args()
+    if args.curves:
+        print(cut(args.curves))
+        return
     if args.simulate:
         print(simulation(args.simulate))
         return
