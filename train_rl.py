@@ -223,14 +223,13 @@ def update(
 
 
 def evaluate(
-    model: Transformer, tokenizer: TextTokenizer, examples: list[Example], slots: int, temperature: float, c: RLConfig
+    sampler: Sampler, tokenizer: TextTokenizer, examples: list[Example], temperature: float, c: RLConfig
 ) -> float:
     """Share of right responses to the validation problems. Each process answers its share of them."""
     own = parallel.share(range(len(examples)))
-    options = dict(max_new_tokens=c.max_new_tokens, slots=slots, seed=c.seed, places=own, stop=c.stop)
-    options |= dict(samples=c.eval_samples, temperature=temperature, format=Format(c.chat, c.template))
-    mine = [examples[i] for i in own]
-    correct, _ = complete(model, tokenizer, mine, judge=verifier(c.verifier), **options)
+    options = dict(samples=c.eval_samples, temperature=temperature, max_new_tokens=c.max_new_tokens, seed=c.seed)
+    options |= dict(places=own, format=Format(c.chat, c.template), judge=verifier(c.verifier))
+    correct, _ = complete(sampler, tokenizer, [examples[i] for i in own], **options)
     return parallel.summed(float(correct.sum())) / (len(examples) * c.eval_samples)
 
 
@@ -265,9 +264,10 @@ def main(c: RLConfig) -> list[dict]:
     if c.compile:
         machine.compile_blocks(model)
     optimizer = Optimizer(model, c.weight_decay)
-    slots = c.slots or slots_that_fit(model, max(map(len, prompts + val_prompts)) + c.max_new_tokens)
+    longest = max(map(len, prompts + val_prompts)) + c.max_new_tokens
+    slots = c.slots or slots_that_fit(model, longest)
     stop = StopStrings(c.stop, tokenizer.decode)
-    sampler = Sampler(model, slots=slots, max_length=model.config.max_length, stop=stop)
+    sampler = Sampler(model, slots=slots, max_length=longest, stop=stop)
     if c.dry_run:
         dry_run.try_rl(model, optimizer, sampler, judge, update, max(prompts, key=len), c)
         return []
@@ -294,7 +294,7 @@ def main(c: RLConfig) -> list[dict]:
             threads = state["threads"] = machine.set_threads(c.threads or state["threads"], model)
             log.announce(f"resuming after step {state['step']}")
         metrics = Metrics(out)  # without the lines of steps that run again
-        score = partial(evaluate, model, tokenizer, val, sampler.slots, c=c)
+        score = partial(evaluate, sampler, tokenizer, val, c=c)
         log.announce(log.header(device, threads, dtype))
         kernels.announce_path(device)
         log.announce(

@@ -10,7 +10,7 @@ an interrupted evaluation.
 
 import json
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +23,7 @@ from nanopcf.run import config, files, log, machine
 from nanopcf.run.config import Count, Device, DType, Natural, NonNegative, PositiveShare, Text, Threads, Verifier
 from nanopcf.run.folder import check_still_ours, kept, open_run, read_metrics
 from nanopcf.run.untrusted import printable
-from nanopcf.scoring import answer_problems, choose_slots, open_model, pass_at_k, standard_error
+from nanopcf.scoring import answer_problems, open_model, open_sampler, pass_at_k, standard_error
 from nanopcf.tokenizer import TextTokenizer
 
 
@@ -83,10 +83,10 @@ def evaluate_file(
     """One row per problem: its line, prompt and answer, the completions, and the verdict of both judges on each."""
     longest_prompt = model.config.max_length - 1  # at least one token of an answer must fit
     form = Format(c.chat, c.template)
-    examples, prompts = encode_prompts(examples, tokenizer, longest_prompt, file, format=form, drop=c.drop_long)
+    examples, _ = encode_prompts(examples, tokenizer, longest_prompt, file, format=form, drop=c.drop_long)
     strict = verifier("auto" if c.verifier == "math-verify" else c.verifier)
-    c = replace(c, slots=choose_slots(c, model, prompts))
-    chunk = max(1, 2 * c.slots // c.samples)  # problems between two writes: enough to keep all slots busy
+    sampler = open_sampler(c, model, tokenizer, examples)
+    chunk = max(1, 2 * sampler.slots // c.samples)  # problems between two writes: enough to keep all slots busy
     name = Path(file).stem
     path = Path(c.out) / f"{name}.jsonl" if c.out else None
     rows = kept_rows(path, chunk, examples, c.samples) if path else []
@@ -96,7 +96,7 @@ def evaluate_file(
         for start in range(len(rows), len(examples), chunk):
             part = examples[start : start + chunk]
             places = range(start, start + len(part))
-            correct, texts = answer_problems(c, model, tokenizer, part, places=places)
+            correct, texts = answer_problems(c, sampler, tokenizer, part, places=places)
             new_rows = []
             for i, e in enumerate(part):
                 completions = texts[i * c.samples : (i + 1) * c.samples]

@@ -132,14 +132,24 @@ class LayerCache:
     keys: Tensor  # (rows, KV, length, hd), a view of the KVCache
     values: Tensor  # (rows, KV, length, hd)
     places: Tensor  # (B * T * KV), where the new keys and values are written
-    S: int  # attention reads positions 0..S-1
+    spans: list[tuple[slice, int, Tensor | None]]  # (rows, S, mask): these rows attend to positions 0..S-1
 
-    def update(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Write the new k, v [B, T, KV, hd], and return those of the first S positions, [B, KV, S, hd]."""
-        B, hd = k.shape[0], k.shape[-1]
-        self.keys.view(-1, hd).index_copy_(0, self.places, k.reshape(-1, hd))
-        self.values.view(-1, hd).index_copy_(0, self.places, v.reshape(-1, hd))
-        return self.keys[:B, :, : self.S], self.values[:B, :, : self.S]
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Write the new k, v [B, T, KV, hd]; then every row of q [B, T, H, hd] reads its own: [B, T, H * hd]."""
+        self.keys.view(-1, k.shape[-1]).index_copy_(0, self.places, k.flatten(0, 2))
+        self.values.view(-1, k.shape[-1]).index_copy_(0, self.places, v.flatten(0, 2))
+        of_kind = attend_one_token if q.shape[1] == 1 else attend
+        parts = [of_kind(q[rows], self.keys[rows, :, :S], self.values[rows, :, :S], m) for rows, S, m in self.spans]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def up_to(positions: Tensor, S: int, dtype: torch.dtype) -> Tensor:
+    """The mask of queries at positions [B, T] over S keys, to be added to the scores: [B, 1, T, S], 0 or -inf.
+
+    In floats, since from a bool mask every layer would make floats of its own.
+    """
+    later = torch.arange(S, device=positions.device) > positions[:, None, :, None]  # (B, 1, T, S)
+    return torch.zeros_like(later, dtype=dtype).masked_fill_(later, -torch.inf)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
@@ -191,12 +201,8 @@ class Attention(nn.Module):
             scale = torch.cat((self.q_norm.weight.expand(H, -1), self.k_norm.weight.expand(KV, -1)))  # (H + KV, hd)
             qk = F.rms_norm(qk, (self.head_dim,), eps=self.q_norm.eps) * scale
         q, k = rotate(qk, *rope).split((H, KV), dim=2)  # (B, T, H, hd), (B, T, KV, hd)
-        if cache is None:
-            y = attend(q, k.transpose(1, 2), v.transpose(1, 2), mask)
-        else:
-            k, v = cache.update(k, v)  # (B, KV, S, hd)
-            y = attend_one_token(q, k, v, mask) if T == 1 else attend(q, k, v, mask)
-        return self.out(y)
+        y = cache.attend(q, k, v) if cache else attend(q, k.transpose(1, 2), v.transpose(1, 2), mask)
+        return self.out(y)  # (B, T, D)
 
 
 class MLP(nn.Module):
@@ -282,16 +288,18 @@ class Transformer(nn.Module):
         positions: Tensor | None = None,
         documents: Tensor | None = None,
         kv_cache: KVCache | None = None,
-        length: int | None = None,
+        spans: list[tuple[int, int]] = (),
     ) -> Tensor:
         """Hidden states [B, T, D] of tokens [B, T].
 
         positions [B, T]: 0..T-1 by default. documents [B, T]: the number of each token's document, when several are
         packed in a row: they do not see each other, and positions restart with each. kv_cache: keys and values are
-        written at `positions` of its rows 0..B-1, and the first `length` positions are read, so that work grows with
-        the cache in use (default: up to the highest position written, for which the host must wait for a GPU).
+        written at `positions` of its rows 0..B-1. spans: pairs (rows, S), neighbouring rows and how many positions of
+        the cache they read, so that work grows with the cache in use and short rows do not pay for long ones (default:
+        one span up to the highest position written, for which the host must wait for a GPU).
         """
         T = tokens.shape[1]
+        x = self.embedding(tokens)  # (B, T, D)
         mask = None
         if positions is None:
             assert T <= self.config.max_length, f"{T} tokens, the model's context is {self.config.max_length}"
@@ -304,20 +312,17 @@ class Transformer(nn.Module):
             mask = same_document.tril().unsqueeze(1)  # (B, 1, T, T); earlier in the row is earlier in the document
         if kv_cache is not None:
             assert positions is not None and documents is None
-            S = int(positions.max()) + 1 if length is None else length
-            # T = S > 1 is a prefill, in which every row begins at position 0: plain causal attention is right again.
-            if T == 1 or T < S:
-                later = torch.arange(S, device=tokens.device) > positions[:, :, None]  # (B, T, S)
-                # In floats, to be added to the scores: from a bool mask every layer would make its own floats.
-                mask = torch.zeros_like(later, dtype=self.head_weight.dtype).masked_fill_(later, -torch.inf)
-                mask = mask.unsqueeze(1)  # (B, 1, T, S)
+            bounds, first = [], 0
+            for count, S in spans or [(len(tokens), int(positions.max()) + 1)]:
+                rows, first = slice(first, first + count), first + count
+                # T = S > 1 is a prefill, whose rows all begin at position 0: plain causal attention is right again.
+                bounds.append((rows, S, up_to(positions[rows], S, x.dtype) if T == 1 or T < S else None))
             places = kv_cache.places(positions)  # (B * T * KV), the same in every layer
-        x = self.embedding(tokens)  # (B, T, D)
         rope = cos.to(x.dtype), sin.to(x.dtype)
         for i, block in enumerate(self.blocks):
             if kv_cache is not None:
                 # .forward goes around torch.compile: the shapes change with every token, and each would be compiled.
-                x = block.forward(x, rope, mask, LayerCache(kv_cache.keys[i], kv_cache.values[i], places, S))
+                x = block.forward(x, rope, mask, LayerCache(kv_cache.keys[i], kv_cache.values[i], places, bounds))
             elif self.recompute and torch.is_grad_enabled():
                 x = checkpoint(block, x, rope, mask, use_reentrant=False)
             else:

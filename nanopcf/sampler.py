@@ -1,6 +1,7 @@
 """Batched generation: a static cache, one prefill per prompt shared by its samples, slots refilled as they finish.
 
-A slot is one row of the cache. The loop in `Sampler.generate` repeats two phases: fill the free slots with waiting
+A slot is one row of the cache. Rows of like length stand side by side and read equally far, so that a short one does
+not pay for a long one (`similar`). The loop in `Sampler.generate` repeats two phases: fill the free slots with waiting
 sequences, then draw one token in every slot and feed it to the model. When no sequence waits any longer, the rows that
 are still at work move together, so that no time is spent on finished ones.
 
@@ -19,10 +20,11 @@ Left out: paged memory (a static cache and refilled slots need a fifth of the co
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
+from itertools import groupby
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from nanopcf.model import KVCache, Transformer
@@ -30,7 +32,9 @@ from nanopcf.run.counted_random import counter_uniforms
 from nanopcf.run.cuda_graphs import Replay, graph_capture
 from nanopcf.stopping import StopStrings
 
-PREFILL_ROWS = 32  # prompts that go through the model together
+PREFILL_TOKENS = 2048  # of prompts that go through the model together, padding included
+PREFILL_WASTE = 256  # of these at most so many are padding
+DECODE_WASTE = 1024  # positions read in vain that cost about as much as one more call of the attention
 
 
 @dataclass
@@ -64,33 +68,47 @@ def sample(logits: Tensor, uniform: Tensor, temperature: float, top_p: float) ->
     return token.squeeze(-1), logprobs.gather(-1, token).squeeze(-1)
 
 
-def prefill(model: Transformer, prompts: list[list[int]]) -> tuple[KVCache, Tensor]:
-    """The keys and values of P prompts, one row each, and the hidden state of each one's last token [P, D]."""
-    device, dtype = model.head_weight.device, model.head_weight.dtype
-    cache = KVCache(model.config, len(prompts), max(map(len, prompts)), device, dtype)
-    last_hidden = torch.zeros(len(prompts), model.config.width, device=device, dtype=dtype)  # (P, D)
-    # Prompts of similar length go together, so that little work is spent on padding.
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    for start in range(0, len(order), PREFILL_ROWS):
-        part = order[start : start + PREFILL_ROWS]
-        lengths = [len(prompts[i]) for i in part]
-        B, T = len(part), max(lengths)
+def similar(lengths: list[int], waste: int, most: float = np.inf) -> list[tuple[int, int]]:
+    """Neighbours that share a padded length: [(how many, that length)], all in the order given.
+
+    A group ends before it holds more than `waste` positions of padding, or more than `most` positions (but one length
+    of its own may be longer).
+    """
+    groups, count, longest, total = [], 0, 0, 0
+    for n in lengths:
+        padded = (count + 1) * max(longest, n)
+        if count and (padded > most or padded - total - n > waste):
+            groups.append((count, longest))
+            count, longest, total = 0, 0, 0
+        count, longest, total = count + 1, max(longest, n), total + n
+    return [*groups, (count, longest)]
+
+
+def prefill(model: Transformer, prompts: dict[int, list[int]]) -> dict[int, tuple[KVCache, Tensor, int]]:
+    """Of each prompt: a cache that holds its keys and values, the last hidden states [rows, D], and its row in both.
+
+    Prompts of similar length go through the model together, so that little work is spent on padding.
+    """
+    device, found = model.head_weight.device, {}
+    order = sorted(prompts, key=lambda i: len(prompts[i]))
+    for B, T in similar([len(prompts[i]) for i in order], PREFILL_WASTE, PREFILL_TOKENS):
+        part, order = order[:B], order[B:]
+        last = torch.tensor([len(prompts[i]) - 1 for i in part], device=device)  # (B,)
         tokens = torch.tensor([prompts[i] + [0] * (T - len(prompts[i])) for i in part], device=device)  # (B, T)
         positions = torch.arange(T, device=device).expand(B, T)
-        part_cache = KVCache(model.config, B, T, device, dtype)
-        hidden = model(tokens, positions=positions, kv_cache=part_cache, length=T)  # (B, T, D)
-        rows = torch.tensor(part, device=device)
-        cache.keys[:, rows, :, :T], cache.values[:, rows, :, :T] = part_cache.keys, part_cache.values
-        last_hidden[rows] = hidden[torch.arange(B, device=device), torch.tensor(lengths, device=device) - 1]  # (B, D)
-    return cache, last_hidden
+        kv_cache = KVCache(model.config, B, T, device, model.head_weight.dtype)
+        hidden = model(tokens, positions=positions, kv_cache=kv_cache, spans=[(B, T)])  # (B, T, D)
+        hidden = hidden[torch.arange(B, device=device), last]  # (B, D)
+        found |= {i: (kv_cache, hidden, row) for row, i in enumerate(part)}
+    return found
 
 
 @dataclass
 class Slots:
-    """The state of every slot, on the device, always written in place: a captured CUDA graph keeps the addresses."""
+    """The state of every slot, on the device."""
 
     hidden: Tensor  # (slots, D), the last hidden state: the next token is drawn from it
-    sequence: Tensor  # (slots,) int64, which sequence sits here; an idle slot holds the number of sequences
+    sequence: Tensor  # (slots,) int64, which sequence sits here; an idle slot holds the last row of `tokens`
     made: Tensor  # (slots,) int64, how many tokens the sequence has drawn
     position: Tensor  # (slots,) int64, where its next token will stand
     limit: Tensor  # (slots,) int64, how many tokens it may draw
@@ -100,6 +118,50 @@ class Slots:
     def first(self, rows: int) -> "Slots":
         """Views of the first rows: what is written to them is written here."""
         return Slots(**{name: state[:rows] for name, state in vars(self).items()})
+
+
+class Buffers:
+    """All that a step reads and writes, on the device: always in place, since a CUDA graph keeps the addresses."""
+
+    def __init__(self, model: Transformer, rows: int, sequences: int, longest: int, length: int) -> None:
+        self.model, self.sequences, self.longest, self.size = model, sequences, longest, (sequences, longest, length)
+        self.last_position = min(length, model.config.max_length) - 1
+        device, dtype, width = model.head_weight.device, model.head_weight.dtype, model.config.width
+        self.cache = KVCache(model.config, rows, length, device, dtype)
+        # One row more than there are sequences, for idle slots, and one column more, for steps after the last token.
+        shape = (sequences + 1, longest + 1)
+        self.uniforms, self.logprobs = torch.zeros(shape, device=device), torch.zeros(shape, device=device)
+        self.tokens = torch.zeros(shape, dtype=torch.long, device=device)
+        self.lengths = torch.zeros(sequences + 1, dtype=torch.long, device=device)
+        self.stopped = torch.zeros(sequences + 1, dtype=torch.bool, device=device)
+        zeros = torch.zeros(rows, dtype=torch.long, device=device)
+        hidden, ended = torch.zeros(rows, width, device=device, dtype=dtype), torch.zeros_like(zeros, dtype=torch.bool)
+        self.slots = Slots(hidden, *(zeros.clone() for _ in range(4)), ended, zeros.clone())
+        self.stop_tensor = cache(partial(torch.tensor, dtype=torch.long, device=device))
+
+    def step(self, spans: list[tuple[int, int]], temperature: float, top_p: float, stop: tuple[int, ...]) -> None:
+        """Draw a token in the first slots and feed it to the model. spans [(rows, S)]: these rows read S positions.
+
+        Nothing waits for the device. Rows that have ended draw on until they are refilled; nothing reads what they
+        draw.
+        """
+        s = self.slots.first(sum(rows for rows, _ in spans))
+        # 1. draw
+        t = s.made.clamp(max=self.longest)  # (rows,)
+        token, logprob = sample(self.model.logits(s.hidden), self.uniforms[s.sequence, t], temperature, top_p)
+        s.token.copy_(token)
+        self.tokens[s.sequence, t], self.logprobs[s.sequence, t] = token, logprob
+        # 2. note which sequences end with this token
+        stopped = (token[:, None] == self.stop_tensor(stop)).any(-1)  # (rows,); torch.isin may wait for the GPU
+        ends = (stopped | (t + 1 >= s.limit)) & ~s.ended
+        self.lengths[s.sequence] = torch.where(ends, t + 1, self.lengths[s.sequence])
+        self.stopped[s.sequence] = torch.where(ends, stopped, self.stopped[s.sequence])
+        s.ended |= ends
+        # 3. feed
+        position = s.position.clamp(max=self.last_position)[:, None]  # (rows, 1)
+        s.hidden.copy_(self.model(token[:, None], positions=position, kv_cache=self.cache, spans=spans)[:, 0])
+        s.made += 1
+        s.position += 1
 
 
 class Sampler:
@@ -115,6 +177,7 @@ class Sampler:
         on_gpu = model.head_weight.device.type == "cuda"
         self.check_every = 8 if on_gpu else 1  # steps between two looks at which sequences have ended
         self.capture = graph_capture if on_gpu else None
+        self.kept: Buffers | None = None  # on a GPU, with the graphs that were captured of their step
 
     @torch.inference_mode()
     def generate(
@@ -143,8 +206,9 @@ class Sampler:
         limits = [min(limit, self.max_length - len(p)) for p, limit in zip(prompts, limits, strict=True)]
         starts = n * np.array(range(len(prompts)) if places is None else places, dtype=np.int64)
         uniforms = counter_uniforms(seed, (starts[:, None] + np.arange(n)).ravel(), max(limits))  # (sequences, longest)
-        work = Generation(self, prompts, n, limits, temperature, top_p, stop_ids, uniforms)
-        step = Replay(work.step, self.capture(), work.rows, work.length) if self.capture else work.step
+        buffers = self.buffers(*uniforms.shape, max(len(p) + limit for p, limit in zip(prompts, limits, strict=True)))
+        work = Generation(buffers, self.slots, prompts, n, limits, uniforms)
+        stop = tuple(sorted(stop_ids))
         check_every = 1 if stream else self.check_every
         while True:
             # ---- 1. fill: free slots take waiting sequences; when none waits, the live rows move together ----
@@ -154,15 +218,31 @@ class Sampler:
                 return work.completions()
             # ---- 2. step: draw a token in every live row and feed it, until it is time to see what has ended ----
             for _ in range(check_every):
-                step(work.live, min(work.length, max(work.host_position[: work.live]) + 1))
-                work.host_position = [position + 1 for position in work.host_position]  # `admit` resets idle rows
+                spans = similar([position + 1 for position in work.position[: work.live]], DECODE_WASTE)
+                buffers.step(spans, temperature, top_p, stop)
+                work.position = [position + 1 for position in work.position]  # `admit` resets idle rows
                 if stream:
-                    now = work.slots.first(work.live)
+                    now = buffers.slots.first(work.live)
                     for sequence, token in zip(now.sequence.tolist(), now.token.tolist(), strict=True):
                         stream(sequence, token)
             if self.stop:
                 work.end_at_strings(self.stop)
-            work.free += work.slots.ended[: work.live].nonzero().squeeze(-1).tolist()
+            work.free += buffers.slots.ended[: work.live].nonzero().squeeze(-1).tolist()
+
+    def buffers(self, sequences: int, longest: int, length: int) -> Buffers:
+        """For so many sequences, of at most `longest` new tokens, and `length` tokens with their prompts.
+
+        On a GPU those of the last call, with the graphs of their step, or larger ones in their place.
+        """
+        if not self.capture:
+            return Buffers(self.model, min(self.slots, sequences), sequences, longest, length)
+        size = sequences, longest, min(2 ** max(6, (length - 1).bit_length()), -(-self.max_length // 64) * 64)
+        if self.kept:
+            size = tuple(map(max, size, self.kept.size))
+        if not self.kept or size != self.kept.size:
+            self.kept = Buffers(self.model, self.slots, *size)
+            self.kept.step = Replay(self.kept.step, self.capture(), self.slots, size[2])
+        return self.kept
 
     def check(self, prompts: list[list[int]], n: int, limits: list[int], temperature: float, top_p: float) -> None:
         least, longest = min(limits, default=1), self.max_length - 1
@@ -178,86 +258,58 @@ class Sampler:
 
 
 class Generation:
-    """The work of one call of `Sampler.generate`. Sequence i is sample i % n of prompt i // n."""
+    """The host's side of one call of `Sampler.generate`. Sequence i is sample i % n of prompt i // n."""
 
     def __init__(
-        self,
-        sampler: Sampler,
-        prompts: list[list[int]],
-        n: int,
-        limits: list[int],
-        temperature: float,
-        top_p: float,
-        stop_ids: set[int] | list[int],
-        uniforms: np.ndarray,
+        self, buffers: Buffers, slots: int, prompts: list[list[int]], n: int, limits: list[int], uniforms: np.ndarray
     ) -> None:
-        self.model, self.prompts, self.n, self.limits = sampler.model, prompts, n, limits
-        self.temperature, self.top_p = temperature, top_p
-        self.total, self.longest = uniforms.shape
-        self.rows = min(sampler.slots, self.total)
-        # The cache is no longer than what can be written, rounded up on a GPU to whole blocks of the attention kernels.
-        needed = max(len(p) + limit for p, limit in zip(prompts, limits, strict=True))
-        self.length = -(-needed // 64) * 64 if sampler.capture else needed
-        self.last_position = needed - 1
-
-        device, dtype, width = self.model.head_weight.device, self.model.head_weight.dtype, self.model.config.width
-        self.device = device
-        self.stop = torch.tensor(sorted(stop_ids), dtype=torch.long, device=device)  # (stop tokens,)
-        # One row more than there are sequences, for idle slots, and one column more, for steps after the last token.
-        self.uniforms = F.pad(torch.from_numpy(uniforms).to(device), (0, 1, 0, 1))  # (total + 1, longest + 1)
-        self.tokens = torch.zeros(self.total + 1, self.longest + 1, dtype=torch.long, device=device)
-        self.logprobs = torch.zeros(self.total + 1, self.longest + 1, device=device)
-        self.lengths = torch.zeros(self.total + 1, dtype=torch.long, device=device)
-        self.stopped = torch.zeros(self.total + 1, dtype=torch.bool, device=device)
-
-        self.cache = KVCache(self.model.config, self.rows, self.length, device, dtype)
-        zeros = torch.zeros(self.rows, dtype=torch.long, device=device)
-        self.slots = Slots(
-            hidden=torch.zeros(self.rows, width, device=device, dtype=dtype),
-            sequence=torch.full_like(zeros, self.total),
-            made=zeros,
-            position=zeros.clone(),
-            limit=zeros.clone(),
-            ended=torch.zeros(self.rows, dtype=torch.bool, device=device),
-            token=zeros.clone(),
-        )
+        self.buffers, self.prompts, self.n, self.limits = buffers, prompts, n, limits
+        self.slots, self.cache, self.device = buffers.slots, buffers.cache, buffers.tokens.device
+        self.total, longest = uniforms.shape
+        buffers.uniforms[: self.total, :longest] = torch.from_numpy(uniforms)
+        buffers.slots.sequence.fill_(buffers.sequences)  # all idle, also after a call that was interrupted
+        self.rows = min(slots, self.total)
         self.next = 0  # the sequence that a free slot takes next
         self.free = list(range(self.rows))  # slots that wait for a sequence
         self.live = 0  # slots 0..live-1 take part in a step
         # The host's copy of slots.position. It tells how much of the cache a step must read; to ask a GPU would mean
         # to wait for all steps that it has been given.
-        self.host_position = [0] * self.rows
-        self.prefilled = range(0)  # the prompts whose keys and values are in prompt_cache
+        self.position = [0] * self.rows
+        self.prefilled: dict[int, tuple[KVCache, Tensor, int]] = {}  # of the prompts that have been computed last
 
     def fill(self) -> None:
         """Free slots take waiting sequences. A prompt is computed once and copied into the slot of each sample."""
         while self.free and self.next < self.total:
             prompt = self.next // self.n
             if prompt not in self.prefilled:
-                self.prefilled = range(prompt, min(prompt + self.rows, len(self.prompts)))
-                self.prompt_cache, self.prompt_hidden = prefill(self.model, [self.prompts[i] for i in self.prefilled])
-            count = min(len(self.free), self.prefilled.stop * self.n - self.next)
+                some = range(prompt, min(prompt + self.rows, len(self.prompts)))
+                self.prefilled = prefill(self.buffers.model, {i: self.prompts[i] for i in some})
+            count = min(len(self.free), (max(self.prefilled) + 1) * self.n - self.next)
             self.admit(self.free[:count], range(self.next, self.next + count))
             self.free, self.next = self.free[count:], self.next + count
 
     def admit(self, rows: list[int], sequences: range) -> None:
         """Put sequences into slots: the keys and values of their prompts, and a state that begins anew."""
-        prompt_of = [i // self.n for i in sequences]
-        lengths = [len(self.prompts[p]) for p in prompt_of]
-        T = max(lengths)
-        target = torch.tensor(rows, device=self.device)
-        source = torch.tensor([p - self.prefilled.start for p in prompt_of], device=self.device)
-        self.cache.keys[:, target, :, :T] = self.prompt_cache.keys[:, source, :, :T]
-        self.cache.values[:, target, :, :T] = self.prompt_cache.values[:, source, :, :T]
-        s = self.slots
-        s.hidden[target] = self.prompt_hidden[source]
-        s.sequence[target] = torch.tensor(sequences, device=self.device)
-        s.made[target] = 0
-        s.ended[target] = False
-        s.position[target] = torch.tensor(lengths, device=self.device)
-        s.limit[target] = torch.tensor([self.limits[p] for p in prompt_of], device=self.device)
-        for row, length in zip(rows, lengths, strict=True):
-            self.host_position[row] = length
+        # Neighbours of like length: short rows then need not read as far as long ones (`similar`).
+        order = sorted(sequences, key=lambda i: len(self.prompts[i // self.n]))
+        placed, s = list(zip(sorted(rows), order, strict=True)), self.slots
+        for _, part in groupby(placed, key=lambda pair: id(self.prefilled[pair[1] // self.n][0])):
+            part = list(part)
+            prompt_of = [i // self.n for _, i in part]
+            prompt_cache, hidden, _ = self.prefilled[prompt_of[0]]
+            lengths, T = [len(self.prompts[p]) for p in prompt_of], prompt_cache.keys.shape[3]
+            target = torch.tensor([row for row, _ in part], device=self.device)
+            source = torch.tensor([self.prefilled[p][2] for p in prompt_of], device=self.device)
+            self.cache.keys[:, target, :, :T] = prompt_cache.keys[:, source]
+            self.cache.values[:, target, :, :T] = prompt_cache.values[:, source]
+            s.hidden[target] = hidden[source]
+            s.sequence[target] = torch.tensor([i for _, i in part], device=self.device)
+            s.made[target] = 0
+            s.ended[target] = False
+            s.position[target] = torch.tensor(lengths, device=self.device)
+            s.limit[target] = torch.tensor([self.limits[p] for p in prompt_of], device=self.device)
+            for (row, _), length in zip(part, lengths, strict=True):
+                self.position[row] = length
         self.live = max(self.live, max(rows) + 1)
 
     def compact(self) -> None:
@@ -273,36 +325,12 @@ class Generation:
             source, target = torch.tensor(moved, device=self.device), torch.tensor(holes, device=self.device)
             for state in vars(self.slots).values():
                 state[target] = state[source]
-            T = max(self.host_position[row] for row in moved)
+            T = max(self.position[row] for row in moved)
             self.cache.keys[:, target, :, :T] = self.cache.keys[:, source, :, :T]
             self.cache.values[:, target, :, :T] = self.cache.values[:, source, :, :T]
             for row, hole in zip(moved, holes, strict=True):
-                self.host_position[hole] = self.host_position[row]
-        self.slots.sequence[self.live :] = self.total  # idle slots write into the spare last row of the output
-
-    def step(self, rows: int, S: int) -> None:
-        """Draw a token in the first `rows` slots and feed it to the model, which reads S positions of the cache.
-
-        All in place and without a wait for the device, so that a CUDA graph can replay it. Rows that have ended draw on
-        until they are refilled; nothing reads what they draw.
-        """
-        s = self.slots.first(rows)
-        # 1. draw
-        t = s.made.clamp(max=self.longest)  # (rows,)
-        token, logprob = sample(self.model.logits(s.hidden), self.uniforms[s.sequence, t], self.temperature, self.top_p)
-        s.token.copy_(token)
-        self.tokens[s.sequence, t], self.logprobs[s.sequence, t] = token, logprob
-        # 2. note which sequences end with this token
-        stopped = (token[:, None] == self.stop).any(-1)  # (rows,); not torch.isin, which may wait for the GPU
-        ends = (stopped | (t + 1 >= s.limit)) & ~s.ended
-        self.lengths[s.sequence] = torch.where(ends, t + 1, self.lengths[s.sequence])
-        self.stopped[s.sequence] = torch.where(ends, stopped, self.stopped[s.sequence])
-        s.ended |= ends
-        # 3. feed
-        position = s.position.clamp(max=self.last_position)[:, None]  # (rows, 1)
-        s.hidden.copy_(self.model(token[:, None], positions=position, kv_cache=self.cache, length=S)[:, 0])
-        s.made += 1
-        s.position += 1
+                self.position[hole] = self.position[row]
+        self.slots.sequence[self.live :] = self.buffers.sequences  # idle slots write into the spare last row
 
     def end_at_strings(self, stop: StopStrings) -> None:
         """Sequences that hold a stop string end with the token that completed it, and forget what came after it."""
@@ -310,15 +338,15 @@ class Generation:
         for row, (i, made, ended) in enumerate(
             zip(s.sequence.tolist(), s.made.tolist(), s.ended.tolist(), strict=True)
         ):
-            count = int(self.lengths[i]) if ended else made
-            if stop.found(self.tokens[i, max(0, count - stop.tail) : count].tolist()):
-                self.lengths[i] = stop.length(self.tokens[i, :count].tolist())
-                self.stopped[i] = s.ended[row] = True
+            count = int(self.buffers.lengths[i]) if ended else made
+            if stop.found(self.buffers.tokens[i, max(0, count - stop.tail) : count].tolist()):
+                self.buffers.lengths[i] = stop.length(self.buffers.tokens[i, :count].tolist())
+                self.buffers.stopped[i] = s.ended[row] = True
 
     def completions(self) -> list[Completion]:
-        tokens, logprobs = self.tokens.tolist(), self.logprobs.tolist()
-        lengths, stopped = self.lengths.tolist(), self.stopped.tolist()
+        b, total = self.buffers, self.total
+        results = (t[:total].tolist() for t in (b.tokens, b.logprobs, b.lengths, b.stopped))
         return [
-            Completion(i // self.n, tokens[i][:k], logprobs[i][:k], "stop" if stopped[i] else "length")
-            for i, k in enumerate(lengths[: self.total])
+            Completion(i // self.n, tokens[:k], logprobs[:k], "stop" if stopped else "length")
+            for i, (tokens, logprobs, k, stopped) in enumerate(zip(*results, strict=True))
         ]

@@ -21,7 +21,7 @@ from nanopcf.tokenizer import TextTokenizer
 
 
 def complete(
-    model: Transformer,
+    sampler: Sampler,
     tokenizer: TextTokenizer,
     examples: list[Example],
     *,
@@ -30,18 +30,15 @@ def complete(
     temperature: float = 0.7,
     top_p: float = 1.0,
     max_new_tokens: int,
-    slots: int = 256,
     seed: int = 0,
     places: Sequence[int] | None = None,
     judge: Callable[[str, str], float] = verify,
-    stop: tuple[str, ...] = (),
 ) -> tuple[np.ndarray, list[str]]:
     """(correct [problems, samples] of 0/1, responses as text, problem by problem).
 
-    stop: strings that end a response. A response begins with the tag of the thoughts that its prompt has opened.
+    A response begins with the tag of the thoughts that its prompt has opened.
     """
-    stops = StopStrings(stop, tokenizer.decode)
-    sampler = Sampler(model, slots=slots, max_length=model.config.max_length, stop=stops)
+    stops = sampler.stop or StopStrings((), tokenizer.decode)
     prompts = [format.prompt(e, tokenizer) for e in examples]
     completions = sampler.generate(
         prompts,
@@ -99,43 +96,37 @@ def open_model(c: Any, out: str = "") -> tuple[Transformer, TextTokenizer, int]:
     return model, tokenizer, machine.set_threads(threads, model)
 
 
-def choose_slots(c: Any, model: Transformer, prompts: list[list[int]]) -> int:
-    """How many sequences to generate at a time: --slots, or as many as memory holds of the longest that can occur.
+def open_sampler(c: Any, model: Transformer, tokenizer: TextTokenizer, examples: list[Example]) -> Sampler:
+    """A sampler for these problems, with --slots sequences at a time, or as many as memory holds of the longest.
 
     The folder `out`, if there is one, keeps the number: with other free memory it would be another one.
     """
-    longest = min(model.config.max_length, max(map(len, prompts)) + c.max_new_tokens)
-    return c.slots or kept(c.out, f"slots for {longest} tokens", lambda: slots_that_fit(model, longest))
+    form = Format(c.chat, c.template)
+    longest = max(len(form.prompt(e, tokenizer)) for e in examples) + c.max_new_tokens
+    longest = min(model.config.max_length, longest)
+    slots = c.slots or kept(c.out, f"slots for {longest} tokens", lambda: slots_that_fit(model, longest))
+    return Sampler(model, slots=slots, max_length=longest, stop=StopStrings(c.stop, tokenizer.decode))
 
 
 def answer_problems(
-    c: Any,
-    model: Transformer,
-    tokenizer: TextTokenizer,
-    examples: list[Example],
-    *,
-    places: Sequence[int] | None = None,
+    c: Any, sampler: Sampler, tokenizer: TextTokenizer, examples: list[Example], *, places: Sequence[int] | None = None
 ) -> tuple[np.ndarray, list[str]]:
     """(correct (problems, samples) of 0 and 1, responses problem by problem), generated as the config says.
 
     places: the problems' positions in their file, which with --seed decide what is sampled; default 0, 1, 2, ...
     """
-    form = Format(c.chat, c.template)
-    slots = c.slots or choose_slots(c, model, [form.prompt(e, tokenizer) for e in examples])
     return complete(
-        model,
+        sampler,
         tokenizer,
         examples,
-        format=form,
+        format=Format(c.chat, c.template),
         samples=c.samples,
         temperature=c.temperature,
         top_p=c.top_p,
         max_new_tokens=c.max_new_tokens,
-        slots=slots,
         seed=c.seed,
         places=places,
         judge=verifier(c.verifier),
-        stop=c.stop,
     )
 
 
@@ -147,9 +138,9 @@ def score_checkpoint(c: Any) -> dict:
     """
     model, tokenizer, _ = open_model(c, c.out)
     examples = read_examples(c.data[0], need=("prompt", "answer"))
-    quarter = examples[: max(1, len(examples) // 4)]
-    one_sample, _ = answer_problems(replace(c, samples=1), model, tokenizer, examples)
-    k_samples, _ = answer_problems(replace(c, seed=c.seed + 1), model, tokenizer, quarter)
+    sampler, quarter = open_sampler(c, model, tokenizer, examples), examples[: max(1, len(examples) // 4)]
+    one_sample, _ = answer_problems(replace(c, samples=1), sampler, tokenizer, examples)
+    k_samples, _ = answer_problems(replace(c, seed=c.seed + 1), sampler, tokenizer, quarter)
     return {
         "score": float(one_sample.mean()),
         "pass_at_k": pass_at_k(k_samples, c.samples),
@@ -161,5 +152,6 @@ def score_checkpoint(c: Any) -> dict:
 def greedy_answers(c: Any, examples: list[Example]) -> list[tuple[str, bool]]:
     """(response, is it right) of a checkpoint's greedy answer to each problem."""
     model, tokenizer, _ = open_model(c, c.out)
-    correct, texts = answer_problems(replace(c, samples=1, temperature=0.0), model, tokenizer, examples)
+    sampler = open_sampler(c, model, tokenizer, examples)
+    correct, texts = answer_problems(replace(c, samples=1, temperature=0.0), sampler, tokenizer, examples)
     return [(text, bool(right)) for text, right in zip(texts, correct[:, 0], strict=True)]

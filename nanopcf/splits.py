@@ -15,7 +15,7 @@ import numpy as np
 
 from nanopcf.checkpoint import load_tokenizer_of
 from nanopcf.data import Example, Format, encode_prompts, read_examples, write_jsonl
-from nanopcf.scoring import answer_problems, open_model
+from nanopcf.scoring import answer_problems, open_model, open_sampler
 from nanopcf.tasks import Lore, make_examples
 
 ROUNDS = 6  # at most so many rounds of problems are tried to find enough of every difficulty
@@ -97,7 +97,8 @@ def sort_by_difficulty(c: Any, rounds: Iterator[list[Example]], names: Sequence[
     model, tokenizer, _ = open_model(c, c.out)
     by_difficulty: dict[str, list[Example]] = {"uniform": [], "easy": [], "hard": []}
     for i, problems in enumerate(rounds):
-        correct, _ = answer_problems(replace(c, samples=TRIES, seed=c.seed + i), model, tokenizer, problems)
+        sampler = open_sampler(c, model, tokenizer, problems)
+        correct, _ = answer_problems(replace(c, samples=TRIES, seed=c.seed + i), sampler, tokenizer, problems)
         win_rates = correct.mean(axis=1)  # (problems,)
         by_difficulty["uniform"] += problems
         by_difficulty["easy"] += [e for e, win_rate in zip(problems, win_rates, strict=True) if win_rate == 1]

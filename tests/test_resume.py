@@ -413,7 +413,7 @@ def test_rl_keeps_its_slots(rl, monkeypatch):
 def test_an_evaluation_keeps_its_slots_and_threads(commands, tmp_path, monkeypatch):
     _, c = commands[-1]
     used, complete = [], scoring.complete
-    monkeypatch.setattr(scoring, "complete", lambda *a, **k: used.append(k["slots"]) or complete(*a, **k))
+    monkeypatch.setattr(scoring, "complete", lambda *a, **k: used.append(a[0].slots) or complete(*a, **k))
     set_threads = []
     for memory, threads in ((20_000, 2), (1 << 40, 3)):
         monkeypatch.setattr(machine, "free_memory", lambda device, memory=memory: memory)

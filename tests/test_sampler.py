@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+import nanopcf.model
 from nanopcf.model import Transformer
-from nanopcf.sampler import Replay, Sampler, counter_uniforms, sample
+from nanopcf.sampler import Replay, Sampler, counter_uniforms, sample, similar
 
 
 def greedy_by_hand(model, prompt: list[int], count: int, stop: int) -> list[int]:
@@ -17,6 +18,10 @@ def greedy_by_hand(model, prompt: list[int], count: int, stop: int) -> list[int]
         if tokens[-1] == stop:
             break
     return tokens[len(prompt) :]
+
+
+def interrupt(sequence: int, token: int) -> None:
+    raise KeyboardInterrupt
 
 
 def random_prompts(count: int) -> list[list[int]]:
@@ -137,6 +142,41 @@ def test_limits(model):
         Sampler(model, slots=2, max_length=65)
 
 
+@pytest.mark.parametrize(
+    ("lengths", "new"), [([16] * 63 + [2000], [8] * 64), ([16, 2000] * 16, [8] * 32), ([20] * 64, [200] + [9] * 63)]
+)
+def test_short_sequences_do_not_pay_for_a_long_one(tiny_config, monkeypatch, lengths, new):
+    """Tokens that the prefill computes and positions that decoding reads, against what the sequences really have."""
+    model = Transformer(replace(tiny_config, layers=1, max_length=2100))
+    tokens, positions, one_token = [], [], nanopcf.model.attend_one_token
+    model.embedding.register_forward_hook(lambda _, inputs, output: tokens.append(inputs[0].numel()))
+
+    def read(q, k, v, mask):
+        positions.append(k.shape[0] * k.shape[2])
+        return one_token(q, k, v, mask)
+
+    monkeypatch.setattr(nanopcf.model, "attend_one_token", read)
+    prompts = [[1 + i % 9] * n for i, n in enumerate(lengths)]
+    got = Sampler(model, slots=64, max_length=2100).generate(prompts, max_new_tokens=new, seed=1)
+    assert sum(tokens) - sum(new) <= sum(lengths) + 256
+    needed = sum(n + t + 1 for n, count in zip(lengths, new, strict=True) for t in range(count))
+    assert needed <= sum(positions) <= needed + 1024 * max(new)
+    (alone,) = Sampler(model, slots=1, max_length=2100).generate(prompts[:1], max_new_tokens=new[0], seed=1)
+    assert got[0].tokens == alone.tokens
+
+
+def test_what_shares_a_length():
+    lengths = np.random.default_rng(0).integers(1, 300, 200).tolist()
+    for waste, most in ((0, np.inf), (100, np.inf), (1000, 700), (10**9, np.inf)):
+        groups, left = similar(lengths, waste, most), list(lengths)
+        for count, longest in groups:
+            part, left = left[:count], left[count:]
+            assert longest == max(part) and count * longest - sum(part) <= waste
+            assert count * longest <= most or count == 1
+        assert not left
+    assert similar([5, 5, 5], 0) == [(3, 5)] and similar(lengths, 10**9) == [(200, max(lengths))]
+
+
 @pytest.mark.parametrize(("slots", "n"), [(8, 3), (3, 2), (1, 1)])
 def test_the_schedule_of_a_gpu_draws_the_same(model, slots, n):
     """A look at every eighth step, and steps replayed with rounded rows and lengths: rows that are idle or have ended
@@ -152,6 +192,16 @@ def test_the_schedule_of_a_gpu_draws_the_same(model, slots, n):
     for a, b in zip(got, want, strict=True):
         assert a.logprobs == pytest.approx(b.logprobs, abs=1e-5)
     assert 0 < len(captures) <= 4 * 2  # a few rows, one or two lengths
+    # Later calls replay what has been captured, and nothing of an earlier or interrupted one shows in them.
+    with pytest.raises(KeyboardInterrupt):
+        sampler.generate(prompts, stream=interrupt, **options | dict(max_new_tokens=30))
+    few = len(captures)
+    assert sampler.generate(prompts, **options) == sampler.generate(prompts, **options) == got
+    assert len(captures) <= few + 2
+    alone = Sampler(model, slots=slots, max_length=64).generate(prompts[:2], stop_ids=[9], max_new_tokens=9)
+    assert [c.tokens for c in sampler.generate(prompts[:2], stop_ids=[9], max_new_tokens=9)] == [
+        c.tokens for c in alone
+    ]
     if slots > 1:
         assert {c.finish_reason for c in want} == {"stop", "length"} and len({len(c.tokens) for c in want}) > 3
 
@@ -174,9 +224,9 @@ def test_rows_that_have_ended_stay_within_the_context(tiny_config):
 def test_steps_of_many_lengths_are_few_captures():
     """Every request is covered, and above 512 positions at most a quarter of the work is wasted."""
     covered = []
-    replay = Replay(lambda rows, S: covered.append((rows, S)), lambda work: work, slots=24, length=5000)
+    replay = Replay(lambda spans: covered.append(spans[0]), lambda work: work, slots=24, length=5000)
     for live, S in [(24, 1), (13, 64), (12, 65), (7, 700), (3, 4095), (1, 4999)] + [(24, s) for s in range(600, 5000)]:
-        replay(live, S)
+        replay([(live, S)])
         rows, length = covered[-1]
         assert live <= rows < 2 * live and S <= length <= max(S + 63, 1.25 * S)
     assert len({s for _, s in covered if s > 512}) <= 16

@@ -4,36 +4,39 @@ A graph replays the same kernels on the same addresses and shapes. So the sample
 the shapes of a step are rounded up, to so few values that each is captured once and replayed often.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
+from functools import partial
 
 import torch
 
 
 class Replay:
-    """step(rows, S) of the sampler, with both numbers rounded up, captured once per pair and then replayed.
+    """step([(rows, S)], *how) of the sampler, captured once per rows, S and `how` to draw, and then replayed.
 
-    The first call with a pair runs the step as it is, which also lets the libraries choose their kernels; the second
-    call captures it. Rows beyond the live ones are idle: what they draw goes to a row of the output that nobody reads.
+    Both numbers are rounded up. The first call with a pair runs the step as it is, which also lets the libraries choose
+    their kernels; the second call captures it. Rows beyond the live ones are idle: what they draw goes to a row of the
+    output that nobody reads. All rows read as far as the longest.
     """
 
-    def __init__(self, step: Callable[[int, int], None], capture: Callable, slots: int, length: int) -> None:
+    def __init__(self, step: Callable[..., None], capture: Callable, slots: int, length: int) -> None:
         self.step, self.capture, self.slots, self.length = step, capture, slots, length
-        self.captured: dict[tuple[int, int], Callable[[], None] | None] = {}
+        self.captured: dict[tuple, Callable[[], None] | None] = {}
 
-    def __call__(self, live: int, S: int) -> None:
+    def __call__(self, spans: list[tuple[int, int]], *how: Hashable) -> None:
+        live, S = sum(rows for rows, _ in spans), max(length for _, length in spans)
         rows = self.slots
         while rows // 2 >= live:
             rows //= 2
         # Lengths are a multiple of 1/8 of the next power of two: few captures, and at most a quarter of wasted work.
         multiple = max(64, 2 ** S.bit_length() // 8)
         S = min(self.length, -(-S // multiple) * multiple)
-        key = (rows, S)
+        key, step = (rows, S, *how), partial(self.step, [(rows, S)], *how)
         if key not in self.captured:
             self.captured[key] = None
-            self.step(rows, S)
+            step()
             return
         if self.captured[key] is None:
-            self.captured[key] = self.capture(lambda: self.step(rows, S))
+            self.captured[key] = self.capture(step)
         self.captured[key]()
 
 
