@@ -75,7 +75,8 @@ def stages(model: Transformer, a: argparse.Namespace, rates: tuple[float, float]
 
     @torch.inference_mode()
     def fill(profiled: bool = False) -> None:
-        prefill(model, prompts)
+        for first in range(0, len(prompts), 32):
+            prefill(model, prompts[first : first + 32])
 
     def generate(profiled: bool = False) -> None:
         capture, sampler.capture = sampler.capture, None if profiled else sampler.capture

@@ -6,6 +6,8 @@ limit). On other processors, on GPUs and in other types, everything here is PyTo
 """
 
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -25,8 +27,26 @@ def processor() -> str:
         return platform.processor()
 
 
-HAS_AVX512 = torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability() == "AVX512"
-ONEDNN = HAS_AVX512 and "AMD" in processor()
+HAS_ONEDNN = torch.backends.mkldnn.is_available()
+ONEDNN = HAS_ONEDNN and torch.backends.cpu.get_cpu_capability() == "AVX512" and "AMD" in processor()
+# Numbers of a weight from which oneDNN is as fast as MKL or faster for any number of rows, once the weight is packed.
+LARGE = 2**17 if ONEDNN else 2**19
+packed: dict[int, Tensor] | None = None  # data_ptr of a weight -> the same numbers in the order that oneDNN reads
+
+
+@contextmanager
+def packed_weights() -> Iterator[None]:
+    """Within the block `linear` packs each large weight once, at its first use, and not again in every product.
+
+    For inference: the weights must not change meanwhile. Packing costs about as much as one product of few rows, and a
+    copy of the weights.
+    """
+    global packed
+    packed = {}
+    try:
+        yield
+    finally:
+        packed = None
 
 
 @torch.library.custom_op("nanopcf::onednn", mutates_args=())
@@ -92,9 +112,14 @@ class Product(torch.autograd.Function):
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x [..., D], weight [N, D], bias [N] -> x @ weight.T + bias [..., N], differentiable."""
     rows = x.reshape(-1, x.shape[-1])  # (M, D)
-    if not by_onednn(rows, weight):
+    if packed is not None and HAS_ONEDNN and x.is_cpu and x.dtype == torch.float32 and weight.numel() >= LARGE:
+        if weight.data_ptr() not in packed:
+            packed[weight.data_ptr()] = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), 64)
+        y = torch.ops.mkldnn._linear_pointwise(rows, packed[weight.data_ptr()], None, "none", [], "")  # (M, N)
+    elif not by_onednn(rows, weight):
         return F.linear(x, weight, bias)
-    y = Product.apply(rows, weight) if torch.is_grad_enabled() else onednn(rows, weight)  # (M, N)
+    else:
+        y = Product.apply(rows, weight) if torch.is_grad_enabled() else onednn(rows, weight)  # (M, N)
     y = y.view(*x.shape[:-1], y.shape[-1])
     return y if bias is None else y + bias
 

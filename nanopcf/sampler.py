@@ -21,19 +21,21 @@ Left out: paged memory (a static cache and refilled slots need a fifth of the co
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
-from itertools import groupby
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from kernels.products import packed_weights
 from nanopcf.model import KVCache, Transformer
 from nanopcf.run.counted_random import counter_uniforms
 from nanopcf.run.cuda_graphs import Replay, graph_capture
-from nanopcf.stopping import StopStrings
+from nanopcf.stopping import StopStrings, end_at_strings
 
 PREFILL_TOKENS = 2048  # of prompts that go through the model together, padding included
 PREFILL_WASTE = 256  # of these at most so many are padding
+BLOCK = 512  # words of a large vocabulary that are drawn from together
 DECODE_WASTE = 1024  # positions read in vain that cost about as much as one more call of the attention
 
 
@@ -61,11 +63,25 @@ def sample(logits: Tensor, uniform: Tensor, temperature: float, top_p: float) ->
         probability_before = ordered.exp().cumsum(-1) - ordered.exp()  # rounded: 0.5 + 0.3 can fall short of 0.8
         ordered = ordered.masked_fill(probability_before >= top_p - 1e-6, -torch.inf).log_softmax(-1)
         logprobs = torch.empty_like(logprobs).scatter_(-1, order, ordered)
-    cumulative = logprobs.exp().cumsum(-1)  # (B, V)
-    # The uniform number is scaled by the last entry, since a float32 sum seldom ends at exactly 1.
-    threshold = (uniform * cumulative[:, -1])[:, None]  # (B, 1)
-    token = torch.searchsorted(cumulative, threshold, right=True).clamp_(max=logits.shape[-1] - 1)  # (B, 1)
+    token = draw(logprobs.exp(), uniform[:, None])  # (B, 1)
     return token.squeeze(-1), logprobs.gather(-1, token).squeeze(-1)
+
+
+def draw(p: Tensor, uniform: Tensor) -> Tensor:
+    """One word per row, by uniform numbers [B, 1] in [0, 1) and probabilities p [B, V]: [B, 1] int64.
+
+    A long cumulative sum is slow, so with a large vocabulary first a block of words is drawn, then a word of it.
+    """
+    blocks = F.pad(p, (0, -p.shape[-1] % BLOCK)).unflatten(-1, (-1, BLOCK)) if p.shape[-1] > 8 * BLOCK else None
+    cumulative = (p if blocks is None else blocks.sum(-1)).cumsum(-1)  # (B, V or V / BLOCK)
+    # The uniform number is scaled by the last entry, since a float32 sum seldom ends at exactly 1.
+    threshold = uniform * cumulative[:, -1:]  # (B, 1)
+    found = torch.searchsorted(cumulative, threshold, right=True).clamp_(max=cumulative.shape[-1] - 1)  # (B, 1)
+    if blocks is None:
+        return found
+    words = blocks[torch.arange(len(p), device=p.device), found[:, 0]]  # (B, BLOCK)
+    rest = (threshold - cumulative.gather(-1, found)) / words.sum(-1, keepdim=True) + 1  # how far into the block
+    return found * BLOCK + draw(words, rest.clamp(0, 1 - 2**-24))
 
 
 def similar(lengths: list[int], waste: int, most: float = np.inf) -> list[tuple[int, int]]:
@@ -84,23 +100,15 @@ def similar(lengths: list[int], waste: int, most: float = np.inf) -> list[tuple[
     return [*groups, (count, longest)]
 
 
-def prefill(model: Transformer, prompts: dict[int, list[int]]) -> dict[int, tuple[KVCache, Tensor, int]]:
-    """Of each prompt: a cache that holds its keys and values, the last hidden states [rows, D], and its row in both.
-
-    Prompts of similar length go through the model together, so that little work is spent on padding.
-    """
-    device, found = model.head_weight.device, {}
-    order = sorted(prompts, key=lambda i: len(prompts[i]))
-    for B, T in similar([len(prompts[i]) for i in order], PREFILL_WASTE, PREFILL_TOKENS):
-        part, order = order[:B], order[B:]
-        last = torch.tensor([len(prompts[i]) - 1 for i in part], device=device)  # (B,)
-        tokens = torch.tensor([prompts[i] + [0] * (T - len(prompts[i])) for i in part], device=device)  # (B, T)
-        positions = torch.arange(T, device=device).expand(B, T)
-        kv_cache = KVCache(model.config, B, T, device, model.head_weight.dtype)
-        hidden = model(tokens, positions=positions, kv_cache=kv_cache, spans=[(B, T)])  # (B, T, D)
-        hidden = hidden[torch.arange(B, device=device), last]  # (B, D)
-        found |= {i: (kv_cache, hidden, row) for row, i in enumerate(part)}
-    return found
+def prefill(model: Transformer, prompts: list[list[int]]) -> tuple[KVCache, Tensor]:
+    """The keys and values of P prompts, one row each, and the hidden state of each one's last token [P, D]."""
+    device, P, T = model.head_weight.device, len(prompts), max(map(len, prompts))
+    kv_cache = KVCache(model.config, P, T, device, model.head_weight.dtype)
+    tokens = torch.tensor([p + [0] * (T - len(p)) for p in prompts], device=device)  # (P, T)
+    positions = torch.arange(T, device=device).expand(P, T)
+    hidden = model(tokens, positions=positions, kv_cache=kv_cache, spans=[(P, T)])  # (P, T, D)
+    last = torch.tensor([len(p) - 1 for p in prompts], device=device)
+    return kv_cache, hidden[torch.arange(P, device=device), last]  # (P, D)
 
 
 @dataclass
@@ -210,24 +218,23 @@ class Sampler:
         work = Generation(buffers, self.slots, prompts, n, limits, uniforms)
         stop = tuple(sorted(stop_ids))
         check_every = 1 if stream else self.check_every
-        while True:
-            # ---- 1. fill: free slots take waiting sequences; when none waits, the live rows move together ----
-            work.fill()
-            work.compact()
-            if work.live == 0:
-                return work.completions()
-            # ---- 2. step: draw a token in every live row and feed it, until it is time to see what has ended ----
-            for _ in range(check_every):
-                spans = similar([position + 1 for position in work.position[: work.live]], DECODE_WASTE)
-                buffers.step(spans, temperature, top_p, stop)
-                work.position = [position + 1 for position in work.position]  # `admit` resets idle rows
-                if stream:
-                    now = buffers.slots.first(work.live)
-                    for sequence, token in zip(now.sequence.tolist(), now.token.tolist(), strict=True):
-                        stream(sequence, token)
-            if self.stop:
-                work.end_at_strings(self.stop)
-            work.free += buffers.slots.ended[: work.live].nonzero().squeeze(-1).tolist()
+        with packed_weights():
+            while True:
+                # ---- 1. fill: free slots take waiting sequences; when none waits, the live rows move together ----
+                work.fill()
+                work.compact()
+                if work.live == 0:
+                    return work.completions()
+                # ---- 2. step: draw a token in every live row and feed it, until it is time to see what has ended ----
+                for _ in range(check_every):
+                    buffers.step(work.spans(), temperature, top_p, stop)
+                    if stream:
+                        now = buffers.slots.first(work.live)
+                        for sequence, token in zip(now.sequence.tolist(), now.token.tolist(), strict=True):
+                            stream(sequence, token)
+                if self.stop:
+                    end_at_strings(self.stop, buffers, work.live)
+                work.free += buffers.slots.ended[: work.live].nonzero().squeeze(-1).tolist()
 
     def buffers(self, sequences: int, longest: int, length: int) -> Buffers:
         """For so many sequences, of at most `longest` new tokens, and `length` tokens with their prompts.
@@ -268,49 +275,52 @@ class Generation:
         self.total, longest = uniforms.shape
         buffers.uniforms[: self.total, :longest] = torch.from_numpy(uniforms)
         buffers.slots.sequence.fill_(buffers.sequences)  # all idle, also after a call that was interrupted
-        self.rows = min(slots, self.total)
-        self.next = 0  # the sequence that a free slot takes next
-        self.free = list(range(self.rows))  # slots that wait for a sequence
+        # Prompts go through the model in parts of similar length, so that little work is spent on padding.
+        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+        self.parts: list[list[int]] = []  # the prompts of each part that is still to come
+        for count, _ in similar([len(prompts[i]) for i in order], PREFILL_WASTE, PREFILL_TOKENS):
+            self.parts.append(order[:count])
+            order = order[count:]
+        self.waiting: list[tuple[int, int]] = []  # of the newest part: (row of prompt_cache, sequence)
+        self.free = list(range(min(slots, self.total)))  # slots that wait for a sequence
         self.live = 0  # slots 0..live-1 take part in a step
         # The host's copy of slots.position. It tells how much of the cache a step must read; to ask a GPU would mean
         # to wait for all steps that it has been given.
-        self.position = [0] * self.rows
-        self.prefilled: dict[int, tuple[KVCache, Tensor, int]] = {}  # of the prompts that have been computed last
+        self.position = [0] * len(self.free)
 
     def fill(self) -> None:
         """Free slots take waiting sequences. A prompt is computed once and copied into the slot of each sample."""
-        while self.free and self.next < self.total:
-            prompt = self.next // self.n
-            if prompt not in self.prefilled:
-                some = range(prompt, min(prompt + self.rows, len(self.prompts)))
-                self.prefilled = prefill(self.buffers.model, {i: self.prompts[i] for i in some})
-            count = min(len(self.free), (max(self.prefilled) + 1) * self.n - self.next)
-            self.admit(self.free[:count], range(self.next, self.next + count))
-            self.free, self.next = self.free[count:], self.next + count
+        while self.free and (self.waiting or self.parts):
+            if not self.waiting:
+                part = self.parts.pop(0)
+                self.prompt_cache, self.prompt_hidden = prefill(self.buffers.model, [self.prompts[i] for i in part])
+                self.waiting = [(row, i * self.n + k) for row, i in enumerate(part) for k in range(self.n)]
+            count = min(len(self.free), len(self.waiting))
+            self.admit(self.free[:count], *zip(*self.waiting[:count], strict=True))
+            self.free, self.waiting = self.free[count:], self.waiting[count:]
 
-    def admit(self, rows: list[int], sequences: range) -> None:
+    def admit(self, rows: list[int], prompt_rows: tuple[int, ...], sequences: tuple[int, ...]) -> None:
         """Put sequences into slots: the keys and values of their prompts, and a state that begins anew."""
-        # Neighbours of like length: short rows then need not read as far as long ones (`similar`).
-        order = sorted(sequences, key=lambda i: len(self.prompts[i // self.n]))
-        placed, s = list(zip(sorted(rows), order, strict=True)), self.slots
-        for _, part in groupby(placed, key=lambda pair: id(self.prefilled[pair[1] // self.n][0])):
-            part = list(part)
-            prompt_of = [i // self.n for _, i in part]
-            prompt_cache, hidden, _ = self.prefilled[prompt_of[0]]
-            lengths, T = [len(self.prompts[p]) for p in prompt_of], prompt_cache.keys.shape[3]
-            target = torch.tensor([row for row, _ in part], device=self.device)
-            source = torch.tensor([self.prefilled[p][2] for p in prompt_of], device=self.device)
-            self.cache.keys[:, target, :, :T] = prompt_cache.keys[:, source]
-            self.cache.values[:, target, :, :T] = prompt_cache.values[:, source]
-            s.hidden[target] = hidden[source]
-            s.sequence[target] = torch.tensor([i for _, i in part], device=self.device)
-            s.made[target] = 0
-            s.ended[target] = False
-            s.position[target] = torch.tensor(lengths, device=self.device)
-            s.limit[target] = torch.tensor([self.limits[p] for p in prompt_of], device=self.device)
-            for (row, _), length in zip(part, lengths, strict=True):
-                self.position[row] = length
+        prompt_of = [i // self.n for i in sequences]
+        lengths, T = [len(self.prompts[p]) for p in prompt_of], self.prompt_cache.keys.shape[3]
+        target, source = (torch.tensor(i, device=self.device) for i in (rows, prompt_rows))
+        self.cache.keys[:, target, :, :T] = self.prompt_cache.keys[:, source]
+        self.cache.values[:, target, :, :T] = self.prompt_cache.values[:, source]
+        s = self.slots
+        s.hidden[target] = self.prompt_hidden[source]
+        s.sequence[target] = torch.tensor(sequences, device=self.device)
+        s.made[target] = 0
+        s.ended[target] = False
+        s.position[target] = torch.tensor(lengths, device=self.device)
+        s.limit[target] = torch.tensor([self.limits[p] for p in prompt_of], device=self.device)
+        for row, length in zip(rows, lengths, strict=True):
+            self.position[row] = length
         self.live = max(self.live, max(rows) + 1)
+
+    def spans(self) -> list[tuple[int, int]]:
+        """How far the live rows read in the next step, which moves all of them by one."""
+        self.position = [min(position + 1, self.buffers.size[2]) for position in self.position]
+        return similar(self.position[: self.live], DECODE_WASTE)
 
     def compact(self) -> None:
         """When no sequence waits for the slots that are free, the last live rows move into their places."""
@@ -331,17 +341,6 @@ class Generation:
             for row, hole in zip(moved, holes, strict=True):
                 self.position[hole] = self.position[row]
         self.slots.sequence[self.live :] = self.buffers.sequences  # idle slots write into the spare last row
-
-    def end_at_strings(self, stop: StopStrings) -> None:
-        """Sequences that hold a stop string end with the token that completed it, and forget what came after it."""
-        s = self.slots.first(self.live)
-        for row, (i, made, ended) in enumerate(
-            zip(s.sequence.tolist(), s.made.tolist(), s.ended.tolist(), strict=True)
-        ):
-            count = int(self.buffers.lengths[i]) if ended else made
-            if stop.found(self.buffers.tokens[i, max(0, count - stop.tail) : count].tolist()):
-                self.buffers.lengths[i] = stop.length(self.buffers.tokens[i, :count].tolist())
-                self.buffers.stopped[i] = s.ended[row] = True
 
     def completions(self) -> list[Completion]:
         b, total = self.buffers, self.total

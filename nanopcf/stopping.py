@@ -5,6 +5,7 @@ whether the newest tokens of a sequence, as text, hold one of the strings.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 from nanopcf.answers.finding import opened_thoughts
 
@@ -51,3 +52,14 @@ class StopStrings:
             return text
         at, string = min(places)
         return text[: at + len(string) if string.startswith("</") else at]
+
+
+def end_at_strings(stop: StopStrings, buffers: Any, live: int) -> None:
+    """Of the first `live` slots in the sampler's `Buffers`, those whose sequence holds a stop string have ended: with
+    the token that completed it, and what came after it is forgotten."""
+    s = buffers.slots.first(live)
+    for row, (i, made, ended) in enumerate(zip(s.sequence.tolist(), s.made.tolist(), s.ended.tolist(), strict=True)):
+        count = int(buffers.lengths[i]) if ended else made
+        if stop.found(buffers.tokens[i, max(0, count - stop.tail) : count].tolist()):
+            buffers.lengths[i] = stop.length(buffers.tokens[i, :count].tolist())
+            buffers.stopped[i] = s.ended[row] = True

@@ -67,6 +67,25 @@ def test_linear_and_its_gradients_are_those_of_torch(by_onednn, shape, bias, out
         torch.testing.assert_close(products.linear(*inputs), want)
 
 
+def test_packed_weights(monkeypatch):
+    """The same product for every number of rows; packed once, and a weight that has changed since is packed anew."""
+    monkeypatch.setattr(products, "LARGE", 700)
+    large, small = torch.randn(24, 33), torch.randn(5, 33)
+    for _ in range(2):
+        with torch.inference_mode(), products.packed_weights():
+            for rows in (1, 5, 64, 300):
+                x, bias = torch.randn(2, rows, 33), torch.randn(24)
+                torch.testing.assert_close(products.linear(x, large, bias), F.linear(x, large, bias))
+                torch.testing.assert_close(products.linear(x, small), F.linear(x, small))
+                torch.testing.assert_close(
+                    products.linear(x.bfloat16(), large.bfloat16()).float(),
+                    F.linear(x.bfloat16(), large.bfloat16()).float(),
+                )
+            assert set(products.packed) == ({large.data_ptr()} if products.HAS_ONEDNN else set())
+        assert products.packed is None
+        large += 1
+
+
 def test_only_large_float32_products_of_a_cpu_go_to_onednn(monkeypatch):
     monkeypatch.setattr(products, "ONEDNN", True)
     large = torch.randn(1024, 64)

@@ -107,6 +107,23 @@ def test_frequencies_follow_the_distribution():
         torch.testing.assert_close(logprob.double(), p[token].log(), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("words", [5000, 9 * 512])
+def test_a_large_vocabulary_is_drawn_from_in_two_levels(words):
+    """The word at the same place of the cumulative sum in float64, but where the place is on the edge by rounding; and
+    never one of probability 0, which nearly all are here."""
+    logits = torch.randn(4000, words) * 3
+    logits[:, torch.randperm(words)[: words - 40]] = -torch.inf
+    uniform = torch.rand(4000)
+    uniform[:2] = torch.tensor([0.0, 1 - 2**-24])
+    token, logprob = sample(logits, uniform, 1.0, 1.0)
+    cumulative = logits.double().softmax(-1).cumsum(-1)
+    assert torch.isfinite(logprob).all()
+    at = uniform.double()[:, None]
+    assert (cumulative.gather(-1, token[:, None]) >= at - 1e-6).all()
+    before = cumulative.gather(-1, token[:, None]) - logprob.double().exp()[:, None]
+    assert (before <= at + 1e-6).all()
+
+
 def test_seed_changes_the_samples_and_nothing_else_does(model):
     prompts = random_prompts(6)
     sampler = Sampler(model, slots=4, max_length=64)
