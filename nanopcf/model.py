@@ -27,9 +27,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from kernels.attention import Documents, attend_documents, visible
 from kernels.products import Linear, can_return_float32_sums, linear
 
 Rope = tuple[Tensor, Tensor]  # cosines and sines: each [T, 1, hd], or [B, T, 1, hd] where positions are given
+Mask = Tensor | Documents | None  # [B, 1, T, S]: bool (True: is seen) or added to the scores; None: causal
 
 
 @dataclass(frozen=True)
@@ -180,8 +182,8 @@ class Attention(nn.Module):
         self.q_norm = nn.RMSNorm(c.head_dim, eps=c.norm_eps) if c.qk_norm else None
         self.k_norm = nn.RMSNorm(c.head_dim, eps=c.norm_eps) if c.qk_norm else None
 
-    def forward(self, x: Tensor, rope: Rope, mask: Tensor | None, cache: LayerCache | None = None) -> Tensor:
-        """x [B, T, D] -> [B, T, D]. mask [B, 1, T, S]: bool (True: is seen) or added to the scores; None: causal."""
+    def forward(self, x: Tensor, rope: Rope, mask: Mask, cache: LayerCache | None = None) -> Tensor:
+        """x [B, T, D] -> [B, T, D]. The cache holds the keys and values of the tokens before x."""
         B, T, _ = x.shape
         H, KV = self.heads, self.kv_heads
         qkv = self.qkv(x).view(B, T, H + 2 * KV, self.head_dim)  # (B, T, H + 2 KV, hd)
@@ -191,7 +193,9 @@ class Attention(nn.Module):
             scale = torch.cat((self.q_norm.weight.expand(H, -1), self.k_norm.weight.expand(KV, -1)))  # (H + KV, hd)
             qk = F.rms_norm(qk, (self.head_dim,), eps=self.q_norm.eps) * scale
         q, k = rotate(qk, *rope).split((H, KV), dim=2)  # (B, T, H, hd), (B, T, KV, hd)
-        if cache is None:
+        if isinstance(mask, Documents):
+            y = attend_documents(q, k, v, mask)
+        elif cache is None:
             y = attend(q, k.transpose(1, 2), v.transpose(1, 2), mask)
         else:
             k, v = cache.update(k, v)  # (B, KV, S, hd)
@@ -220,7 +224,7 @@ class Block(nn.Module):
         self.mlp_norm = nn.RMSNorm(c.width, eps=c.norm_eps)
         self.mlp = MLP(c)
 
-    def forward(self, x: Tensor, rope: Rope, mask: Tensor | None, cache: LayerCache | None = None) -> Tensor:
+    def forward(self, x: Tensor, rope: Rope, mask: Mask, cache: LayerCache | None = None) -> Tensor:
         x = x + self.attention(self.attention_norm(x), rope, mask, cache)  # (B, T, D)
         return x + self.mlp(self.mlp_norm(x))
 
@@ -292,16 +296,12 @@ class Transformer(nn.Module):
         the cache in use (default: up to the highest position written, for which the host must wait for a GPU).
         """
         T = tokens.shape[1]
-        mask = None
+        mask = None if documents is None else visible(documents, self.head_weight.dtype, self.config.head_dim)
         if positions is None:
             assert T <= self.config.max_length, f"{T} tokens, the model's context is {self.config.max_length}"
             cos, sin = self.cos[:T, None], self.sin[:T, None]  # (T, 1, hd)
         else:
             cos, sin = self.cos[positions].unsqueeze(2), self.sin[positions].unsqueeze(2)  # (B, T, 1, hd)
-        # If every row holds one document only, plain causal attention is right, and half the work.
-        if documents is not None and documents.max() > 1:
-            same_document = documents[:, :, None] == documents[:, None, :]  # (B, T, T)
-            mask = same_document.tril().unsqueeze(1)  # (B, 1, T, T); earlier in the row is earlier in the document
         if kv_cache is not None:
             assert positions is not None and documents is None
             S = int(positions.max()) + 1 if length is None else length
