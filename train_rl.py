@@ -127,10 +127,9 @@ def collect(
     Returns (all groups drawn, those to train on, the number of the next round). Each process rolls out its share of a
     round, and all of them get all groups.
     """
-    options = dict(
-        group=c.group, max_new_tokens=c.max_new_tokens, temperature=c.temperature, stop_ids=tokenizer.stop_ids
-    )
-    options |= dict(decode=StopStrings(c.stop, tokenizer.decode).response, verify=verifier(c.verifier))
+    options = dict(group=c.group, max_new_tokens=c.max_new_tokens, temperature=c.temperature)
+    options |= dict(stop_ids=tokenizer.stop_ids, decode=StopStrings(c.stop, tokenizer.decode).response)
+    options |= dict(verify=verifier(c.verifier))
     dynamic = c.recipe.dynamic_sampling
     last = round_ + (c.max_rounds if dynamic else 1)
     drawn, useful = [], []
@@ -155,19 +154,24 @@ def judge(
     rows = pack(batch.sequences, c.pack_length)
     require_finite("sum of the sampled log-probs", batch.sampler_logprobs.sum().item(), rows)
     # The ratio is taken over the policy that sampled. Its log-probs are the sampler's, which cost nothing, or the
-    # trainer's where the recipe needs them. As in LUFFY, the expert's own probability counts as 1.
+    # trainer's where the recipe needs them: of each part packed as in its update, since rounding depends on the rows.
+    # As in LUFFY, the expert's own probability counts as 1.
     batch.old_logprobs = batch.sampler_logprobs  # (N,)
-    if c.old_logprobs == "recomputed" or recipe.needs_old_logprobs:
-        batch.old_logprobs, _ = token_logprobs(model, rows, c.micro_rows, c.temperature)
+    batch.one_update = len(groups) <= c.update_prompts
+    if c.old_logprobs == "recomputed" or recipe.needs_old_logprobs(batch.one_update):
+        parts = [make_batch(groups[i : i + c.update_prompts]) for i in range(0, len(groups), c.update_prompts)]
+        parts = [pack(part.sequences, c.pack_length) for part in parts]
+        scores = [token_logprobs(model, part, c.micro_rows, c.temperature) for part in parts]
+        batch.old_logprobs = torch.cat([logprobs for logprobs, _ in scores])
         if recipe.expert != "prefix":
             batch.old_logprobs = torch.where(batch.is_expert, batch.sampler_logprobs, batch.old_logprobs)
-    if recipe.needs_reference:
+    if recipe.kl_coef:
         batch.ref_logprobs, _ = token_logprobs(reference, rows, c.micro_rows, c.temperature)
 
     batch.rewards = batch.correct.clone()  # (B,)
     if recipe.overlong == "soft":
         batch.rewards += objectives.overlong_penalty(batch.lengths, c.max_new_tokens, c.overlong_cache)
-    if recipe.needs_reference and recipe.kl_place == "reward":
+    if recipe.kl_coef and recipe.kl_place == "reward":
         # The policy pays for its own tokens alone: where the expert wrote, the difference is 0.
         own_logprobs = torch.where(batch.is_expert, batch.ref_logprobs, batch.old_logprobs)
         batch.rewards -= recipe.kl_coef * objectives.kl_in_reward(own_logprobs, batch.ref_logprobs, batch.lengths)
@@ -185,30 +189,26 @@ def update(
 ) -> dict:
     """One optimizer step. Returns loss, grad_norm, and by token of this process's rows: entropy [n]; without the
     expert's tokens delta [m], |trainer's - sampler's log-prob|, and clipped [m, 2], gradient lost below and above."""
-    recipe, device = c.recipe, model.head_weight.device
+    recipe, head = c.recipe, model.head_weight
     rows = pack(batch.sequences, c.pack_length)
     current = None
-    if recipe.needs_current_logprobs:
+    if recipe.needs_current_logprobs(batch.one_update):
         current = token_logprobs(model, rows, c.micro_rows, c.temperature)
     # What each token brings to the loss, for the whole batch at once: its split into micro-batches changes nothing.
     terms = token_terms(recipe, batch, current, c.max_new_tokens)
-    terms = Terms(*(term.to(device) for term in terms))  # (N,) each
-    sampler_logprobs = batch.sampler_logprobs.to(device)
-    ref_logprobs = []
-    if recipe.needs_reference and recipe.kl_place == "loss":
-        ref_logprobs = [batch.ref_logprobs.to(device)]
+    terms = Terms(*(term.to(head.device) for term in terms))  # (N,) each
+    sampler_logprobs = batch.sampler_logprobs.to(head.device)
+    ref_logprobs = [batch.ref_logprobs.to(head.device)] if recipe.kl_coef and recipe.kl_place == "loss" else []
 
     loss_fn = partial(rl_loss, recipe=recipe)
     loss_sum, entropy, delta, clipped = 0.0, [], [], []
-    for micro in rows.own(device).split(c.micro_rows):
+    for micro in rows.own(head.device).split(c.micro_rows):
         hidden, targets = trained_hidden(model, micro)  # (n, D), (n,)
         place = micro.index[micro.trained]  # (n,) where these tokens stand among the N
         t = Terms(*(term[place] for term in terms))
         extras = [*t, *(ref[place] for ref in ref_logprobs)]
         # Log-probs and loss are one operation, so that no logits [n, V] are kept for backward.
-        loss, stats = kernels.linear_token_loss(
-            hidden, model.head_weight, targets, loss_fn, extras, temperature=c.temperature
-        )
+        loss, stats = kernels.linear_token_loss(hidden, head, targets, loss_fn, extras, temperature=c.temperature)
         loss.backward()
         loss_sum += loss.item()
         entropy.append(stats["entropy"])

@@ -27,9 +27,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from kernels.attention import Documents, attend_documents, visible
 from kernels.products import Linear, can_return_float32_sums, linear
 
 Rope = tuple[Tensor, Tensor]  # cosines and sines: each [T, 1, hd], or [B, T, 1, hd] where positions are given
+Mask = Tensor | Documents | None  # [B, 1, T, S]: bool (True: is seen) or added to the scores; None: causal
 
 
 @dataclass(frozen=True)
@@ -190,8 +192,8 @@ class Attention(nn.Module):
         self.q_norm = nn.RMSNorm(c.head_dim, eps=c.norm_eps) if c.qk_norm else None
         self.k_norm = nn.RMSNorm(c.head_dim, eps=c.norm_eps) if c.qk_norm else None
 
-    def forward(self, x: Tensor, rope: Rope, mask: Tensor | None, cache: LayerCache | None = None) -> Tensor:
-        """x [B, T, D] -> [B, T, D]. mask [B, 1, T, S]: bool (True: is seen) or added to the scores; None: causal."""
+    def forward(self, x: Tensor, rope: Rope, mask: Mask, cache: LayerCache | None = None) -> Tensor:
+        """x [B, T, D] -> [B, T, D]. The cache holds the keys and values of the tokens before x."""
         B, T, _ = x.shape
         H, KV = self.heads, self.kv_heads
         qkv = self.qkv(x).view(B, T, H + 2 * KV, self.head_dim)  # (B, T, H + 2 KV, hd)
@@ -201,7 +203,12 @@ class Attention(nn.Module):
             scale = torch.cat((self.q_norm.weight.expand(H, -1), self.k_norm.weight.expand(KV, -1)))  # (H + KV, hd)
             qk = F.rms_norm(qk, (self.head_dim,), eps=self.q_norm.eps) * scale
         q, k = rotate(qk, *rope).split((H, KV), dim=2)  # (B, T, H, hd), (B, T, KV, hd)
-        y = cache.attend(q, k, v) if cache else attend(q, k.transpose(1, 2), v.transpose(1, 2), mask)
+        if cache:
+            y = cache.attend(q, k, v)
+        elif isinstance(mask, Documents):
+            y = attend_documents(q, k, v, mask)
+        else:
+            y = attend(q, k.transpose(1, 2), v.transpose(1, 2), mask)
         return self.out(y)  # (B, T, D)
 
 
@@ -226,7 +233,7 @@ class Block(nn.Module):
         self.mlp_norm = nn.RMSNorm(c.width, eps=c.norm_eps)
         self.mlp = MLP(c)
 
-    def forward(self, x: Tensor, rope: Rope, mask: Tensor | None, cache: LayerCache | None = None) -> Tensor:
+    def forward(self, x: Tensor, rope: Rope, mask: Mask, cache: LayerCache | None = None) -> Tensor:
         x = x + self.attention(self.attention_norm(x), rope, mask, cache)  # (B, T, D)
         return x + self.mlp(self.mlp_norm(x))
 
@@ -300,16 +307,12 @@ class Transformer(nn.Module):
         """
         T = tokens.shape[1]
         x = self.embedding(tokens)  # (B, T, D)
-        mask = None
+        mask = None if documents is None else visible(documents, x.dtype, self.config.head_dim)
         if positions is None:
             assert T <= self.config.max_length, f"{T} tokens, the model's context is {self.config.max_length}"
             cos, sin = self.cos[:T, None], self.sin[:T, None]  # (T, 1, hd)
         else:
             cos, sin = self.cos[positions].unsqueeze(2), self.sin[positions].unsqueeze(2)  # (B, T, 1, hd)
-        # If every row holds one document only, plain causal attention is right, and half the work.
-        if documents is not None and documents.max() > 1:
-            same_document = documents[:, :, None] == documents[:, None, :]  # (B, T, T)
-            mask = same_document.tril().unsqueeze(1)  # (B, 1, T, T); earlier in the row is earlier in the document
         if kv_cache is not None:
             assert positions is not None and documents is None
             bounds, first = [], 0

@@ -73,7 +73,7 @@ class Recipe:
         if self.shape == 0 or self.prefix_kept > 1:
             raise ValueError("shape must be above 0 and prefix_kept a share up to 1")
 
-    # What a recipe needs and trains follows from all of its fields, in these five places.
+    # What a recipe needs and trains follows from all of its fields, in these five places. one_update: of each batch.
 
     @property
     def needs_expert(self) -> bool:
@@ -85,23 +85,23 @@ class Recipe:
         """Some log-probs are pushed up whatever the advantages are: SFT, UPT and SRFT."""
         return self.policy_loss == "likelihood" or (self.needs_expert and self.expert_loss in ("likelihood", "both"))
 
-    @property
-    def needs_old_logprobs(self) -> bool:
-        """The trainer must score the batch before its first update, because the sampler's log-probs do not suffice: the
-        correction compares the two, and nobody has sampled the tokens of an expert's prefix."""
-        return self.sampler_cap > 0 or self.expert == "prefix"
+    def needs_sequence_ratio(self, one_update: bool) -> bool:
+        """GSPO's ratio must be computed: it is 1 as long as the weights are those that sampled, an expert apart."""
+        return self.policy_loss == "sequence" and (self.needs_expert or not one_update)
 
-    @property
-    def needs_current_logprobs(self) -> bool:
+    def needs_old_logprobs(self, one_update: bool) -> bool:
+        """The trainer must score the batch before its first update, because the sampler's log-probs do not suffice: the
+        correction compares the two, nobody has sampled the tokens of an expert's prefix, and a narrow clip would act on
+        the difference of the two, which in bfloat16 is some hundredths."""
+        narrow = min(self.clip_low, self.clip_high) < 0.1
+        acts = self.policy_loss != "sequence" or self.needs_sequence_ratio(one_update)
+        return self.sampler_cap > 0 or self.expert == "prefix" or (narrow and acts)
+
+    def needs_current_logprobs(self, one_update: bool) -> bool:
         """Each update must first score its whole sequences: GSPO's ratio and SRFT's two weights belong to a sequence,
         and Prefix-RFT ranks the entropies of the expert's tokens."""
-        weighs_expert_by_entropy = self.needs_expert and self.expert_loss == "both"
-        return self.policy_loss in ("sequence", "likelihood") or self.expert == "prefix" or weighs_expert_by_entropy
-
-    @property
-    def needs_reference(self) -> bool:
-        """The policy that RL started from must score the batch."""
-        return self.kl_coef > 0
+        weighs_by_entropy = self.policy_loss == "likelihood" or (self.needs_expert and self.expert_loss == "both")
+        return self.needs_sequence_ratio(one_update) or weighs_by_entropy or self.expert == "prefix"
 
 
 # ---- 2. from rewards to advantages ----
@@ -143,9 +143,17 @@ def kl_in_reward(old_logprob: Tensor, ref_logprob: Tensor, lengths: Tensor) -> T
 # ---- 3. the loss of a token: f(logprob, old_logprob, advantage, recipe), each [N] ----
 
 
+def policy_ratio(logprob: Tensor, old_logprob: Tensor, recipe: Recipe) -> Tensor:
+    """r = exp(logprob - old_logprob) [N]. GSPO's r has the value exp(-old_logprob), the sequence's ratio at each of its
+    tokens, so that all of them clip together; and its gradient is that of the token's own log-prob."""
+    if recipe.policy_loss == "sequence":
+        logprob = logprob - logprob.detach()
+    return torch.exp(logprob - old_logprob)
+
+
 def clipped_ratio_loss(logprob: Tensor, old_logprob: Tensor, advantage: Tensor, recipe: Recipe) -> Tensor:
     """PPO's loss of each token (the paper's Eq. 12): -min(r A, clip(r, 1 - clip_low, 1 + clip_high) A)."""
-    ratio = torch.exp(logprob - old_logprob)
+    ratio = policy_ratio(logprob, old_logprob, recipe)
     clipped = ratio.clamp(1 - recipe.clip_low, 1 + recipe.clip_high)
     return -torch.minimum(ratio * advantage, clipped * advantage)
 
@@ -176,7 +184,7 @@ POLICY_LOSSES = {
 
 def clip_stats(logprob: Tensor, old_logprob: Tensor, advantage: Tensor, recipe: Recipe) -> tuple[Tensor, Tensor]:
     """Where the clip takes the gradient away, (low, high) bool [N]: A < 0 and r < 1 - low; A > 0 and r > 1 + high."""
-    ratio = torch.exp(logprob - old_logprob)
+    ratio = policy_ratio(logprob, old_logprob, recipe)
     clips = recipe.policy_loss != "capped"  # CISPO caps a weight, and no token loses its gradient
     low, high = clips & (ratio < 1 - recipe.clip_low), clips & (ratio > 1 + recipe.clip_high)
     return low & (advantage < 0), high & (advantage > 0)
@@ -189,12 +197,7 @@ def kl_penalty(logprob: Tensor, ref_logprob: Tensor, estimator: str) -> Tensor:
     plain difference loses all of its digits. In the loss only k2 has the gradient of the reverse KL.
     """
     d = logprob - ref_logprob
-    if estimator == "k1":
-        return d
-    if estimator == "k2":
-        return 0.5 * d * d
-    assert estimator == "k3", estimator
-    return torch.expm1(-d) + d
+    return {"k1": d, "k2": 0.5 * d * d, "k3": torch.expm1(-d) + d}[estimator]
 
 
 # ---- 4. the sum over a batch ----
@@ -212,15 +215,12 @@ def token_weights(lengths: Tensor, aggregation: str, max_length: int) -> Tensor:
     trained = lengths > 0
     sequences = trained.sum().clamp(min=1)
     ones = torch.ones_like(lengths, dtype=torch.float32)
-    if aggregation == "token-mean":
-        weights = ones / lengths.sum().clamp(min=1)
-    elif aggregation == "seq-mean":
-        weights = 1.0 / (sequences * lengths.clamp(min=1))
-    elif aggregation == "constant":
-        weights = ones / (sequences * max_length)
-    else:
-        assert aggregation == "sum", aggregation
-        weights = ones / max_length
+    weights = {
+        "token-mean": ones / lengths.sum().clamp(min=1),
+        "seq-mean": ones / (sequences * lengths.clamp(min=1)),
+        "constant": ones / (sequences * max_length),
+        "sum": ones / max_length,
+    }[aggregation]
     return weights * trained
 
 
@@ -242,7 +242,7 @@ def highest(entropy: Tensor, among: Tensor, share: float) -> Tensor:
 class Terms(NamedTuple):
     """What each trained token of an optimizer batch brings to `rl_loss`: all [N]."""
 
-    old_logprob: Tensor  # under the policy that wrote it; 0 where LUFFY takes the expert's probability for 1
+    old_logprob: Tensor  # under the policy that wrote it; LUFFY: 0 for the expert's; GSPO: -log of the sequence's ratio
     advantage: Tensor
     weight: Tensor  # of its policy loss, KL term and entropy bonus
     likelihood: Tensor  # weight of its logprob, which is pushed up
@@ -271,10 +271,10 @@ def token_terms(recipe: Recipe, batch: Any, current: tuple[Tensor, Tensor] | Non
         # A positive factor moves through the minimum and the clip unchanged, so it can stand in the advantage.
         correction = torch.exp(old_logprobs - batch.sampler_logprobs).clamp(max=recipe.sampler_cap)
         advantage = torch.where(is_expert, advantage, correction * advantage)
-    if recipe.policy_loss == "sequence":
-        # GSPO clips a sequence, the loss below clips a token. With old_logprobs moved like this, exp(logprob - old) is
-        # the sequence's ratio at each of its tokens: all of them clip together, and each still has its own gradient.
-        old_logprobs = logprobs - per_token(sequence_means(logprobs - old_logprobs, batch.lengths))
+    if recipe.policy_loss == "sequence":  # from here on the ratio of its sequence, in the form of `policy_ratio`
+        old_logprobs = torch.zeros_like(weight)  # (N,), a ratio of 1
+        if recipe.needs_sequence_ratio(batch.one_update):
+            old_logprobs = per_token(sequence_means(batch.old_logprobs - logprobs, batch.lengths))
     if recipe.policy_loss == "likelihood":
         # SRFT pulls right answers up, the more the less sure it is of them, and pushes wrong ones down. No advantage.
         push = torch.where(per_token(batch.correct) == 1, 0.1 * torch.exp(uncertainty), -1.0)

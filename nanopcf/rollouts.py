@@ -150,6 +150,7 @@ class Batch:
     is_expert: Tensor  # [N] bool: written by the expert
     sampler_logprobs: Tensor  # [N] 0 for the expert's tokens
     # filled in by the judge, see train_rl.py
+    one_update: bool = True  # the groups rolled out together are trained in one update: its weights sampled them
     rewards: Tensor | None = None  # [B] correct, less what the recipe takes off
     advantages: Tensor | None = None  # [B]
     trained_lengths: Tensor | None = None  # [B] lengths, but 0 for a response that is not trained
@@ -204,5 +205,4 @@ def step_flops(config: ModelConfig, recipe: Recipe, drawn: list[Group], trained:
         group, own_length = len(drawn[0].tried), mean_length(own)
         return flops.upt_step(config, prompts, group, own_length, trained_own, len(experts), mean_length(experts))
     every = [(g, r) for g in drawn for r in g.rollouts]
-    group = len(drawn[0].rollouts)
-    return flops.rl_step(config, prompts, group, mean_length(every), train_prompts=len(trained))
+    return flops.rl_step(config, prompts, len(drawn[0].rollouts), mean_length(every), train_prompts=len(trained))

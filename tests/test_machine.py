@@ -10,6 +10,7 @@ from conftest import last_weights
 
 import train_rl
 import train_sft
+from kernels.attention import Documents
 from nanopcf.model import ModelConfig, Transformer
 from nanopcf.packing import Sequence, pack
 from nanopcf.run import machine
@@ -95,7 +96,8 @@ def test_a_resumed_run_keeps_its_threads(script, sft, rl, monkeypatch):
 
 def test_compiled_blocks_change_no_gradient_and_leave_generation_alone(tiny_config, monkeypatch):
     """torch.compile, up to where it would call the C++ compiler for half a minute, against the plain model; the
-    sampler, whose shapes change with every token, must not compile anything."""
+    sampler, whose shapes change with every token, must not compile anything. Flash attention of packed rows, traced on
+    the meta device, is one graph for all lengths."""
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
     plain = Transformer(replace(tiny_config, layers=1))
     compiled = copy.deepcopy(plain)
@@ -111,6 +113,14 @@ def test_compiled_blocks_change_no_gradient_and_leave_generation_alone(tiny_conf
     answers = [Sampler(m, slots=3, max_length=40).generate(ids, max_new_tokens=9) for m in (plain, compiled)]
     assert answers[0] == answers[1]
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == before
+
+    attention = torch.compile(plain.blocks[0].attention.to("meta"), backend="eager", dynamic=True, fullgraph=True)
+    for B, T, count, longest in ((2, 20, 3, 9), (2, 20, 6, 12), (4, 40, 7, 30)):
+        x = torch.zeros(B, T, tiny_config.width, device="meta")
+        rope = (torch.zeros(B, T, 1, tiny_config.head_dim, device="meta"),) * 2
+        edges = torch.zeros(count + 1, dtype=torch.int32, device="meta")
+        attention(x, rope, Documents(edges, longest))
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == before + 1
 
 
 def test_compiling_without_a_compiler_is_refused(monkeypatch, model):

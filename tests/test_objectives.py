@@ -132,6 +132,7 @@ def batch_terms(recipe: Recipe, expert: tuple[int, ...] = (0, 0, 3), **changed) 
         advantages=torch.tensor([0.6, -0.4, 0.9]),
         correct=torch.tensor([1.0, 0.0, 1.0]),
         rewards=torch.tensor([1.0, 0.0, 1.0]),
+        one_update=False,
         lengths=lengths,
         trained_lengths=lengths,
         is_expert=torch.tensor([t < k for k, n in zip(expert, lengths.tolist(), strict=True) for t in range(n)]),
@@ -150,7 +151,7 @@ def batch_terms(recipe: Recipe, expert: tuple[int, ...] = (0, 0, 3), **changed) 
 def test_gradient_of_a_two_token_policy_by_central_differences(name):
     """rl_loss of every recipe on logits of a two-word policy, off-policy by a little, against finite differences.
 
-    What the formulas detach (weights by entropy, GSPO's shift, CISPO's cap) stays fixed in the difference too.
+    What the formulas detach (weights by entropy, GSPO's ratio, CISPO's cap) stays fixed in the difference too.
     """
     recipe = RECIPES[name]
     z = torch.tensor(
@@ -172,6 +173,9 @@ def test_gradient_of_a_two_token_policy_by_central_differences(name):
             w = torch.exp(here.double() - terms.old_logprob).clamp(max=recipe.ratio_cap)
             if frozen:
                 return -(terms.weight * w * terms.advantage * logprob(z)).sum()
+        if recipe.policy_loss == "sequence" and frozen:  # a token moves by itself, from the ratio of its sequence
+            moved = terms._replace(old_logprob=here + terms.old_logprob)
+            return rl_loss(logprob(z), None, entropy(z), *moved, recipe=replace(recipe, policy_loss="clipped"))
         return rl_loss(logprob(z), None, entropy(z), *terms, recipe=recipe)
 
     leaf = z.clone().requires_grad_()
@@ -240,6 +244,7 @@ def test_gspo_has_one_ratio_a_sequence_and_one_clip():
             recipe,
             advantages=torch.ones(1),
             correct=torch.ones(1),
+            one_update=False,
             lengths=three,
             trained_lengths=three,
             is_expert=torch.zeros(3).bool(),

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +14,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, last_weights, stop_after, write_rows
+from conftest import ROOT, character_tokenizer, last_weights, stop_after, write_rows
 from safetensors.torch import load_file
 
 import train_rl
@@ -21,8 +22,11 @@ import train_sft
 from nanopcf import flops
 from nanopcf.model import Transformer
 from nanopcf.objectives import POLICY_LOSSES, RECIPES, Recipe
+from nanopcf.optim import Optimizer
 from nanopcf.packing import Sequence
+from nanopcf.rollouts import Problem
 from nanopcf.run.folder import checkpoints, read_metrics
+from nanopcf.sampler import Sampler
 
 
 @pytest.mark.parametrize("old", ["sampler", "recomputed"])
@@ -40,6 +44,55 @@ def test_first_step_is_on_policy(rl, old, monkeypatch):
     torch.testing.assert_close(torch.cat(ratios), torch.ones(len(torch.cat(ratios))), atol=2e-5, rtol=0)
     row = read_metrics(Path(rl.out) / "metrics.jsonl")[-1]
     assert row["delta_logprob_max"] < 2e-5 and row["clip_low"] == row["clip_high"] == 0
+
+
+NARROW = ("clip_low=0.001", "clip_high=0.001")
+CLIPS = [(name, ("gate=-1",) if name == "upt" else ()) for name in RECIPES if name != "sft"]
+
+
+@pytest.fixture
+def two_groups(model) -> Callable[[str, tuple[str, ...], int], Iterator[dict]]:
+    """The updates of one step of a bfloat16 model, by algorithm, choices and --update-prompts: responses to two
+    prompts, each with an advantage, of either sign. At a learning rate of 0 the weights stay those that sampled."""
+    model, tokenizer = model.bfloat16(), character_tokenizer()
+    problems = [Problem(tokenizer.encode(prompt), "0", tokenizer.encode("12+34=")) for prompt in "+-"]
+    files, sizes = dict(model="-", train="-", val="-", out="-"), dict(prompts=2, round_prompts=2, group=8)
+    options = dict(max_rounds=1, max_new_tokens=24, pack_length=64, verifier="ours")
+    optimizer, ignore = Optimizer(model), lambda *_: None
+
+    def updates(algo: str, choices: tuple[str, ...], update_prompts: int) -> Iterator[dict]:
+        c = train_rl.RLConfig(algo=algo, set=choices, update_prompts=update_prompts, **files, **sizes, **options)
+        sampler = Sampler(model, slots=16, max_length=64)
+        drawn, _, _ = train_rl.collect(sampler, tokenizer, problems, 0, 0.5, c)
+        for group in drawn:
+            for i, rollout in enumerate(group.rollouts):
+                rollout.correct = float(i % 2)
+        batch = train_rl.judge(drawn, model, model, c, ignore)
+        for first in range(0, 2, update_prompts):
+            yield train_rl.update(model, optimizer, batch.part(first, first + update_prompts), 0.0, c, ignore)
+
+    return updates
+
+
+@pytest.mark.parametrize("update_prompts", [2, 1])
+@pytest.mark.parametrize(("algo", "choices"), [*CLIPS, ("grpo", NARROW), ("luffy", NARROW)])
+def test_no_clip_acts_in_bfloat16_before_the_weights_move(two_groups, algo, choices, update_prompts):
+    """Sampler and trainer differ by more than a narrow clip allows: there the ratio must be taken over the trainer's
+    own log-probs."""
+    for seen in two_groups(algo, choices, update_prompts):
+        assert seen["grad_norm"] > 0 and torch.cat(seen["delta"]).max() > 1e-3  # the two do differ
+        assert not torch.cat(seen["clipped"]).any()
+
+
+def test_gspo_scores_the_rows_of_each_update_or_nothing(two_groups, monkeypatch):
+    """Rounding depends on how sequences are packed, so the old log-probs come from the rows that the update has. With
+    one update a batch the ratio is 1 and costs nothing."""
+    scored, score = [], train_rl.token_logprobs
+    monkeypatch.setattr(train_rl, "token_logprobs", lambda m, rows, *rest: scored.append(rows) or score(m, rows, *rest))
+    assert len(list(two_groups("gspo", (), 2))) == 1 and not scored
+    assert len(list(two_groups("gspo", (), 1))) == 2 and len(scored) == 4
+    before, current = scored[:2], scored[2:]
+    assert all(torch.equal(a.tokens, b.tokens) for a, b in zip(before, current, strict=True))
 
 
 @pytest.mark.cuda

@@ -33,7 +33,8 @@ def choose_device(name: str) -> torch.device:
     if not available[name]:
         raise ValueError(f"--device {name}: this machine or this build of torch has none; try --device cpu")
     if name == "cuda":
-        # cuDNN's attention makes a new plan for every shape, and packed rows and generation have many shapes
+        # cuDNN's attention makes a new plan for every shape, and packed rows and generation have many shapes. What it
+        # would bring where all rows have one length, benchmarks/attention.py measures.
         torch.backends.cuda.enable_cudnn_sdp(False)
     return torch.device(name)
 

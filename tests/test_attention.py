@@ -1,0 +1,136 @@
+"""Packed rows without a mask: the GPU's way through the model, on the CPU with a stand-in for the kernel."""
+
+import itertools
+
+import pytest
+import torch
+from torch import Tensor
+
+from kernels import attention, paths
+from nanopcf.model import ModelConfig, Transformer
+from nanopcf.packing import Sequence, pack
+
+
+def plain_flash(q: Tensor, k: Tensor, v: Tensor, edges: Tensor, longest: int) -> Tensor:
+    """What the kernel is asked for, document by document."""
+    assert edges.dtype == torch.int32 and edges[0] == 0 and edges[-1] == len(q)
+    lengths = edges.diff()
+    assert lengths.min() > 0 and lengths.max() == longest
+    k, v = (t.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for t in (k, v))
+    found = []
+    for first, end in itertools.pairwise(edges.tolist()):
+        scores = torch.einsum("thd,shd->hts", q[first:end], k[first:end]) * q.shape[-1] ** -0.5
+        later = torch.ones(end - first, end - first, dtype=torch.bool).triu(1)
+        found.append(torch.einsum("hts,shd->thd", scores.masked_fill(later, -torch.inf).softmax(-1), v[first:end]))
+    return torch.cat(found)
+
+
+def lengths_of(*lengths: int) -> list[Sequence]:
+    return [Sequence(torch.randint(0, 16, (n,)).tolist(), 1) for n in lengths]
+
+
+def hidden_and_gradients(model: Transformer, rows, probe: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """Hidden states, and the gradients of (hidden * probe).sum(). The mean square of what the final RMSNorm returns is
+    constant: its gradient would be rounding errors."""
+    model.zero_grad()
+    hidden = model(rows.tokens, positions=rows.positions, documents=rows.documents)
+    (hidden.float() * probe).sum().backward()
+    return hidden.detach(), {name: p.grad.clone() for name, p in model.named_parameters()}
+
+
+PACKED = {
+    "padding at the ends of rows": (17, [9, 5, 8, 7, 3]),
+    "many rows": (12, [3, 8, 5, 11, 2, 6, 6, 4, 7, 9, 2, 2]),
+    "one row": (20, [9, 5, 4]),
+    "one document a row": (9, [9, 8, 9]),
+}
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("case", PACKED)
+def test_documents_without_a_mask_equal_the_mask(model, case, recompute, monkeypatch):
+    """Hidden states, padding included, and all gradients; the kernel is called for every layer, with grouped heads."""
+    torch.manual_seed(1)
+    length, lengths = PACKED[case]
+    rows = pack(lengths_of(*lengths), length)
+    probe = torch.randn(*rows.tokens.shape, model.config.width)
+    want, want_gradients = hidden_and_gradients(model, rows, probe)
+
+    calls = []
+
+    def flash(q: Tensor, k: Tensor, *rest) -> Tensor:
+        calls.append((q.shape[1:], k.shape[1:]))
+        return plain_flash(q, k, *rest)
+
+    monkeypatch.setattr(attention, "refusal", lambda *_: None)
+    monkeypatch.setattr(attention, "flash", flash)
+    model.recompute = recompute
+    got, gradients = hidden_and_gradients(model, rows, probe)
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(gradient, want_gradients[name], rtol=1e-4, atol=1e-4)
+    layers = 0 if case == "one document a row" else model.config.layers * (1 + recompute)
+    assert calls == [((4, 8), (2, 8))] * layers
+
+
+def test_edges_of_documents():
+    """A row's padding is one document, two rows never share one, and the numbers start anew in each row."""
+    documents = torch.tensor([[1, 1, 2, 0, 0], [1, 1, 1, 1, 1], [1, 2, 2, 2, 2]])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attention, "refusal", lambda *_: None)
+        found = attention.visible(documents, torch.bfloat16, 64)
+        assert attention.visible(documents.clamp(max=1), torch.bfloat16, 64) is None
+    assert found.edges.tolist() == [0, 2, 3, 5, 10, 11, 15] and found.longest == 5
+    mask = attention.visible(documents, torch.bfloat16, 64)  # on the CPU
+    assert mask.shape == (3, 1, 5, 5) and mask[0, 0].int().tolist()[:3] == [
+        [1, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0],
+        [0, 0, 1, 0, 0],
+    ]
+
+
+def test_torch_has_the_operation_with_these_arguments_and_a_gradient():
+    """On the meta device, which knows shapes alone: the call that a GPU gets."""
+    q, k = (torch.empty(8, heads, 16, device="meta", requires_grad=True) for heads in (4, 2))
+    out = attention.flash(q, k, k, torch.empty(3, dtype=torch.int32, device="meta"), 5)
+    out.sum().backward()
+    assert out.shape == q.shape and k.grad.shape == k.shape
+
+
+def test_a_gpu_that_must_take_the_mask_says_why(monkeypatch, capsys):
+    """The kernel fails on the CPU, as it would on an old GPU: the reason stands on stderr, once."""
+    trial = attention.trial
+    monkeypatch.setattr(attention, "trial", lambda _device, *rest: trial(torch.device("cpu"), *rest))
+    attention.refusal.cache_clear()
+    paths.announce.cache_clear()
+    for _ in range(2):
+        assert "aten::_flash_attention_forward" in attention.refusal(torch.device("cuda"), torch.bfloat16, 64)
+    attention.refusal.cache_clear()
+    said = capsys.readouterr().err
+    assert said.startswith("kernels: attention of packed rows by a mask on cuda, since Could not run")
+    assert said.count("\n") == 1
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("recompute", [False, True])
+def test_a_gpu_runs_documents_by_flash_attention(recompute, monkeypatch):
+    """The kernel itself, at the heads of Qwen2.5 0.5B, against the mask, both in bfloat16 and near float32."""
+    config = ModelConfig(vocab_size=16, width=896, layers=2, heads=14, kv_heads=2, mlp_width=64, max_length=1024)
+    torch.manual_seed(0)
+    model = Transformer(config).cuda()
+    rows = pack(lengths_of(700, 300, 513, 128, 64, 17, 2, 400, 1000), 1024).to(torch.device("cuda"))
+    probe = torch.randn(*rows.tokens.shape, config.width, device="cuda")
+    exact, exact_gradients = hidden_and_gradients(model, rows, probe)
+    model = model.bfloat16()
+    assert attention.refusal(rows.tokens.device, torch.bfloat16, 64) is None
+    model.recompute = recompute
+    flash = hidden_and_gradients(model, rows, probe)
+    monkeypatch.setattr(attention, "refusal", lambda *_: "the mask is asked for")
+    mask = hidden_and_gradients(model, rows, probe)
+
+    def error(got: Tensor, want: Tensor) -> float:
+        return ((got.float() - want).norm() / want.norm()).item()
+
+    assert error(flash[0], exact) < 1.2 * error(mask[0], exact) + 1e-3
+    for name, want in exact_gradients.items():
+        assert error(flash[1][name], want) < 1.5 * error(mask[1][name], want) + 1e-3, name
