@@ -24,18 +24,18 @@ from functools import cache, partial
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from kernels.drawing import draw
 from kernels.products import packed_weights
 from nanopcf.model import KVCache, Transformer
+from nanopcf.padding import similar
 from nanopcf.run.counted_random import counter_uniforms
 from nanopcf.run.cuda_graphs import Replay, graph_capture
 from nanopcf.stopping import StopStrings, end_at_strings
 
 PREFILL_TOKENS = 2048  # of prompts that go through the model together, padding included
 PREFILL_WASTE = 256  # of these at most so many are padding
-BLOCK = 512  # words of a large vocabulary that are drawn from together
 DECODE_WASTE = 1024  # positions read in vain that cost about as much as one more call of the attention
 
 
@@ -65,39 +65,6 @@ def sample(logits: Tensor, uniform: Tensor, temperature: float, top_p: float) ->
         logprobs = torch.empty_like(logprobs).scatter_(-1, order, ordered)
     token = draw(logprobs.exp(), uniform[:, None])  # (B, 1)
     return token.squeeze(-1), logprobs.gather(-1, token).squeeze(-1)
-
-
-def draw(p: Tensor, uniform: Tensor) -> Tensor:
-    """One word per row, by uniform numbers [B, 1] in [0, 1) and probabilities p [B, V]: [B, 1] int64.
-
-    A long cumulative sum is slow, so with a large vocabulary first a block of words is drawn, then a word of it.
-    """
-    blocks = F.pad(p, (0, -p.shape[-1] % BLOCK)).unflatten(-1, (-1, BLOCK)) if p.shape[-1] > 8 * BLOCK else None
-    cumulative = (p if blocks is None else blocks.sum(-1)).cumsum(-1)  # (B, V or V / BLOCK)
-    # The uniform number is scaled by the last entry, since a float32 sum seldom ends at exactly 1.
-    threshold = uniform * cumulative[:, -1:]  # (B, 1)
-    found = torch.searchsorted(cumulative, threshold, right=True).clamp_(max=cumulative.shape[-1] - 1)  # (B, 1)
-    if blocks is None:
-        return found
-    words = blocks[torch.arange(len(p), device=p.device), found[:, 0]]  # (B, BLOCK)
-    rest = (threshold - cumulative.gather(-1, found)) / words.sum(-1, keepdim=True) + 1  # how far into the block
-    return found * BLOCK + draw(words, rest.clamp(0, 1 - 2**-24))
-
-
-def similar(lengths: list[int], waste: int, most: float = np.inf) -> list[tuple[int, int]]:
-    """Neighbours that share a padded length: [(how many, that length)], all in the order given.
-
-    A group ends before it holds more than `waste` positions of padding, or more than `most` positions (but one length
-    of its own may be longer).
-    """
-    groups, count, longest, total = [], 0, 0, 0
-    for n in lengths:
-        padded = (count + 1) * max(longest, n)
-        if count and (padded > most or padded - total - n > waste):
-            groups.append((count, longest))
-            count, longest, total = 0, 0, 0
-        count, longest, total = count + 1, max(longest, n), total + n
-    return [*groups, (count, longest)]
 
 
 def prefill(model: Transformer, prompts: list[list[int]]) -> tuple[KVCache, Tensor]:
@@ -178,8 +145,7 @@ class Sampler:
     def __init__(self, model: Transformer, *, slots: int, max_length: int, stop: StopStrings | None = None) -> None:
         if slots < 1:
             raise ValueError(f"sampler: slots must be at least 1, got {slots}")
-        context = model.config.max_length
-        if max_length > context:
+        if max_length > (context := model.config.max_length):
             raise ValueError(f"sampler: max_length {max_length} is beyond the model's context of {context}")
         self.model, self.slots, self.max_length, self.stop = model, slots, max_length, stop
         on_gpu = model.head_weight.device.type == "cuda"
@@ -217,7 +183,6 @@ class Sampler:
         buffers = self.buffers(*uniforms.shape, max(len(p) + limit for p, limit in zip(prompts, limits, strict=True)))
         work = Generation(buffers, self.slots, prompts, n, limits, uniforms)
         stop = tuple(sorted(stop_ids))
-        check_every = 1 if stream else self.check_every
         with packed_weights():
             while True:
                 # ---- 1. fill: free slots take waiting sequences; when none waits, the live rows move together ----
@@ -226,7 +191,7 @@ class Sampler:
                 if work.live == 0:
                     return work.completions()
                 # ---- 2. step: draw a token in every live row and feed it, until it is time to see what has ended ----
-                for _ in range(check_every):
+                for _ in range(1 if stream else self.check_every):
                     buffers.step(work.spans(), temperature, top_p, stop)
                     if stream:
                         now = buffers.slots.first(work.live)

@@ -8,7 +8,8 @@ import torch
 
 import nanopcf.model
 from nanopcf.model import Transformer
-from nanopcf.sampler import Replay, Sampler, counter_uniforms, sample, similar
+from nanopcf.padding import similar
+from nanopcf.sampler import Replay, Sampler, counter_uniforms, sample
 
 
 def greedy_by_hand(model, prompt: list[int], count: int, stop: int) -> list[int]:
