@@ -255,10 +255,9 @@ def demo(device: torch.device, dry: bool) -> None:
         for i, (process, _) in enumerate(processes.values()):
             process.kill()  # its workers end with it
             process.wait()
-            stages = [
-                Path(folder) / str(i) / f"{s}.json" for s in ("data", "base", "candidates", "sft", "select", "rl")
-            ]
-            results.append({path.stem: files.read_json(path)["elapsed_s"] for path in stages if path.exists()})
+            paths = [Path(folder) / str(i) / f"{stage}.json" for stage in ("data", "base", "candidates", "sft", "rl")]
+            stages = {path.stem: files.read_json(path) for path in paths if path.exists()}
+            results.append({name: stage["elapsed_s"] for name, stage in stages.items() if stage["done"]})
         page.head("Seconds of each stage, both runs at the same time:", "stage", *runs, "GPU / CPU")
         for stage in dict.fromkeys([*results[0], *results[1]]):
             page.row(stage, *and_ratio([r.get(stage) for r in results]))
