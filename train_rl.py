@@ -68,6 +68,7 @@ class RLConfig(config.Config):
     dtype: DType = "auto"  # float32 or bfloat16; auto: bfloat16 on CUDA
     compile: bool = False  # torch.compile the update: on a CPU it pays late
     recompute: bool = False  # activations again in backward: less memory, slower
+    shard_optimizer: bool = False  # of several processes each keeps a share of it
     dry_run: bool = False  # try the largest batch, and write nothing
     resume: bool = False  # continue the run in --out
 
@@ -108,8 +109,7 @@ from nanopcf.optim import SCHEDULES, Optimizer, learning_rate
 from nanopcf.packing import pack, token_logprobs, trained_hidden
 from nanopcf.rollouts import Batch, Group, Problem, make_batch, roll_out, step_flops
 from nanopcf.run import files, log, machine, parallel, signals
-from nanopcf.run.folder import Metrics, open_run
-from nanopcf.run.machine import slots_that_fit
+from nanopcf.run.folder import FREE, Metrics, open_run
 from nanopcf.sampler import Sampler
 from nanopcf.scoring import complete
 from nanopcf.stopping import StopStrings
@@ -166,7 +166,8 @@ def judge(
         if recipe.expert != "prefix":
             batch.old_logprobs = torch.where(batch.is_expert, batch.sampler_logprobs, batch.old_logprobs)
     if recipe.kl_coef:
-        batch.ref_logprobs, _ = token_logprobs(reference, rows, c.micro_rows, c.temperature)
+        with machine.on_device(reference, model.head_weight.device):
+            batch.ref_logprobs, _ = token_logprobs(reference, rows, c.micro_rows, c.temperature)
 
     batch.rewards = batch.correct.clone()  # (B,)
     if recipe.overlong == "soft":
@@ -191,9 +192,8 @@ def update(
     expert's tokens delta [m], |trainer's - sampler's log-prob|, and clipped [m, 2], gradient lost below and above."""
     recipe, head = c.recipe, model.head_weight
     rows = pack(batch.sequences, c.pack_length)
-    current = None
-    if recipe.needs_current_logprobs(batch.one_update):
-        current = token_logprobs(model, rows, c.micro_rows, c.temperature)
+    scored = recipe.needs_current_logprobs(batch.one_update)
+    current = token_logprobs(model, rows, c.micro_rows, c.temperature) if scored else None
     # What each token brings to the loss, for the whole batch at once: its split into micro-batches changes nothing.
     terms = token_terms(recipe, batch, current, c.max_new_tokens)
     terms = Terms(*(term.to(head.device) for term in terms))  # (N,) each
@@ -236,7 +236,8 @@ def evaluate(
 def kl_to_start(batch: Batch, model: Transformer, reference: Transformer, c: RLConfig) -> float | None:
     """The k3 estimate of KL(policy || start of RL), on the tokens that the policy drew; None if there are none."""
     rows = pack(batch.sequences, c.pack_length)
-    logprobs, ref_logprobs = (token_logprobs(m, rows, c.micro_rows, c.temperature)[0] for m in (model, reference))
+    with machine.on_device(reference, model.head_weight.device):
+        logprobs, ref_logprobs = (token_logprobs(m, rows, c.micro_rows, c.temperature)[0] for m in (model, reference))
     return mean(objectives.kl_penalty(logprobs, ref_logprobs, "k3")[~batch.is_expert])
 
 
@@ -259,15 +260,15 @@ def main(c: RLConfig) -> list[dict]:
     # An expert longer than the limit is cut there, and then has no end token.
     experts = [encode_trajectory(p, e, tokenizer)[: c.max_new_tokens] for p, e in zip(prompts, train, strict=True)]
     problems = [Problem(prompt, e.answer, x) for prompt, e, x in zip(prompts, train, experts, strict=True)]
-    reference = copy.deepcopy(model)  # the policy that RL starts from, for the KL term and the KL metric
+    # The policy that RL starts from, for the KL. Where memory is short it waits on the CPU until it is asked.
+    reference = copy.deepcopy(model).to("cpu" if c.shard_optimizer else device)
     model.recompute = c.recompute
     if c.compile:
         machine.compile_blocks(model)
-    optimizer = Optimizer(model, c.weight_decay)
+    optimizer = Optimizer(model, c.weight_decay, c.shard_optimizer)
     longest = max(map(len, prompts + val_prompts)) + c.max_new_tokens
-    slots = c.slots or slots_that_fit(model, longest)
-    stop = StopStrings(c.stop, tokenizer.decode)
-    sampler = Sampler(model, slots=slots, max_length=longest, stop=stop)
+    slots = c.slots or machine.slots_that_fit(model, longest)
+    sampler = Sampler(model, slots=slots, max_length=longest, stop=StopStrings(c.stop, tokenizer.decode))
     if c.dry_run:
         dry_run.try_rl(model, optimizer, sampler, judge, update, max(prompts, key=len), c)
         return []
@@ -286,7 +287,7 @@ def main(c: RLConfig) -> list[dict]:
 
     # ---- 2. the run folder, and where the run stands ----
     fixed_end = c.schedule != "constant" or recipe.expert == "prefix"  # else a run may be continued with more steps
-    free = ("device", "threads", "keep") if fixed_end else ("device", "threads", "keep", "steps")
+    free = FREE if fixed_end else (*FREE, "steps")
     with open_run(c.out, c, c.resume, free=free) as out, signals.stoppable() as stop_signal:
         saved = checkpoint.resume(out, model, optimizer, state)  # None if the run begins
         if saved:

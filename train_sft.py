@@ -44,6 +44,7 @@ class SFTConfig(config.Config):
     dtype: DType = "auto"  # float32 or bfloat16; auto: bfloat16 on CUDA
     compile: bool = False  # torch.compile the blocks: it pays after a minute
     recompute: bool = False  # activations again in backward: less memory, slower
+    shard_optimizer: bool = False  # of several processes each keeps a share of it
     dry_run: bool = False  # try the largest batch, and write nothing
     resume: bool = False  # continue the run in --out
 
@@ -67,7 +68,7 @@ from nanopcf.data import Format, batch_indices, encode_examples, read_examples
 from nanopcf.optim import SCHEDULES, Optimizer, learning_rate
 from nanopcf.packing import Rows, Sequence, pack, trained_hidden
 from nanopcf.run import files, log, machine, parallel, signals
-from nanopcf.run.folder import Metrics, checkpoints, open_run
+from nanopcf.run.folder import FREE, Metrics, checkpoints, open_run
 from nanopcf.tokenizer import TextTokenizer
 from nanopcf.tools import dry_run, replay
 
@@ -98,8 +99,7 @@ def accumulate_gradients(model: torch.nn.Module, rows: Rows, micro_rows: int) ->
 @torch.no_grad()
 def validation_loss(model: torch.nn.Module, rows: Rows, micro_rows: int) -> float:
     """Mean -logprob of all trained tokens of the validation set; each process takes its share of the rows."""
-    parts = rows.own(model.head_weight.device).split(micro_rows)
-    total = sum(sft_loss(model, part).item() for part in parts)
+    total = sum(sft_loss(model, part).item() for part in rows.own(model.head_weight.device).split(micro_rows))
     return parallel.summed(total) / int(rows.trained.sum())
 
 
@@ -123,7 +123,7 @@ def main(c: SFTConfig) -> list[dict]:
     model.recompute = c.recompute
     if c.compile:
         machine.compile_blocks(model)
-    optimizer = Optimizer(model, c.weight_decay)
+    optimizer = Optimizer(model, c.weight_decay, c.shard_optimizer)
     if c.dry_run:
         dry_run.try_sft(model, optimizer, sft_loss, max(len(s.tokens) for s in train), c)
         return []
@@ -132,7 +132,7 @@ def main(c: SFTConfig) -> list[dict]:
     step_flops = flops.sft_step(model.config, c.batch, sum(len(s.tokens) for s in train) / len(train))
 
     # ---- 3. the run folder, and where an earlier start of this run stopped ----
-    with open_run(c.out, c, c.resume, free=("device", "threads", "keep")) as out, signals.stoppable() as stop_signal:
+    with open_run(c.out, c, c.resume, free=FREE) as out, signals.stoppable() as stop_signal:
         start = 0
         saved = checkpoint.resume(out, model, optimizer, {"step": 0, "threads": 0})  # None if the run begins
         if saved:

@@ -5,9 +5,9 @@
     python benchmarks/breakdown.py --markdown               also writes docs/results/breakdown-<device>.md
 
 Three stages, on random weights: prefill (--rows prompts of 64 tokens), generation (--new-tokens more for each of them)
-and training (forward, backward and optimizer on --rows packed rows of 256 tokens, two documents per row). Shares are
-torch.profiler's self times of the device that does the work. The profiler slows small operations down, so tokens per
-second come from runs without it.
+and training (forward, backward and optimizer on --rows packed rows of --length tokens, two documents per row). Shares
+are torch.profiler's self times of the device that does the work. The profiler slows small operations down, so tokens
+per second come from runs without it.
 
 The roofline of prefill and training is 2 and 6 FLOPs per parameter and token at this machine's rate of a large product,
 attention not counted; that of generation is `roofline` in sampler.py. On a GPU generation is profiled step by step, and
@@ -18,6 +18,7 @@ import argparse
 import statistics
 from collections import Counter
 from collections.abc import Callable
+from functools import cache
 
 import torch
 from common import SHAPES, Page, clock, make_model, profiled, wall_rates
@@ -43,7 +44,9 @@ KINDS = {
     ),
     "fused head": ("TokenLoss", "Logprob"),  # the Triton kernels; on a CPU the head is products and passes
 }
-PROMPT, LENGTH = 64, 256
+PROMPT = 64
+# shares of the roofline that an H100 or H200 should reach with the 0.5B shape
+AIMS = {"generation": 0.5, "training": 0.45, "training --compile": 0.55}
 
 
 def operations(work: Callable, device: torch.device) -> Counter:
@@ -55,7 +58,10 @@ def operations(work: Callable, device: torch.device) -> Counter:
     # The kernels of a GPU are in the list too, under their own names; their time is also that of the operation that
     # launched them, so they are left out here.
     calls = (e for e in profile.key_averages() if e.device_type == torch.autograd.DeviceType.CPU)
-    return Counter({e.key: getattr(e, field) / 1e6 for e in calls})
+    found = Counter()
+    for e in calls:  # the parts of a compiled block have a hash in their names
+        found["compiled" if "CompiledFxGraph" in e.key else e.key] += getattr(e, field) / 1e6
+    return found
 
 
 def kind_of(name: str) -> str:
@@ -67,10 +73,11 @@ def stages(model: Transformer, a: argparse.Namespace, rates: tuple[float, float]
     that the profiler sees its parts."""
     c, device = model.config, model.head_weight.device
     inner = model.parameter_count() - c.vocab_size * c.width * (1 if c.tied else 2)  # without embedding and head
-    tokens = torch.randint(c.vocab_size, (a.rows, LENGTH)).tolist()
+    tokens = torch.randint(c.vocab_size, (a.rows, a.length)).tolist()
     prompts = [row[:PROMPT] for row in tokens]
     sampler = Sampler(model, slots=a.rows, max_length=PROMPT + a.new_tokens)
-    rows = pack([Sequence(half, 1) for row in tokens for half in (row[:96], row[96:])], LENGTH)
+    cut = 3 * a.length // 8
+    rows = pack([Sequence(part, 1) for row in tokens for part in (row[:cut], row[cut:])], a.length)
     optimizer = Optimizer(model)
 
     @torch.inference_mode()
@@ -92,20 +99,31 @@ def stages(model: Transformer, a: argparse.Namespace, rates: tuple[float, float]
         head = 0 if passes == 1 else c.vocab_size * c.width
         return 2 * passes * (inner + head) * count / rates[0]
 
-    prefilled, made, trained = a.rows * PROMPT, a.rows * a.new_tokens, a.rows * LENGTH
-    return {
+    prefilled, made, trained = a.rows * PROMPT, a.rows * a.new_tokens, a.rows * a.length
+    found = {
         "prefill": (fill, prefilled, at_product_rate(1, prefilled)),
         "generation": (generate, made, roofline(model, prompts, [a.new_tokens] * a.rows, 1, rates)),
         "training": (train, trained, at_product_rate(3, trained)),
     }
+    if a.compile:
+        compile_once = cache(lambda: machine.compile_blocks(model))
+
+        def compiled(profiled: bool = False) -> None:
+            compile_once()
+            train()
+
+        found["training --compile"] = (compiled, trained, at_product_rate(3, trained))
+    return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--models", nargs="+", metavar="SIZE", choices=SHAPES, help=f"of {', '.join(SHAPES)}")
     parser.add_argument("--rows", type=int, default=256, help="prompts, and rows of a training step")
+    parser.add_argument("--length", type=int, default=256, help="training: tokens of a row")
     parser.add_argument("--new-tokens", type=int, default=64)
     parser.add_argument("--micro", type=int, default=16, help="training: rows a forward pass")
+    parser.add_argument("--compile", action="store_true", help="also training with compiled blocks")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="auto")
@@ -127,7 +145,7 @@ def main() -> None:
         "of which",
     )
     for size in a.models or (["0.1M", "0.8M", "10M"] if device.type == "cpu" else ["135M", "0.5B"]):
-        model = make_model(size, LENGTH, device, dtype)
+        model = make_model(size, max(a.length, PROMPT + a.new_tokens), device, dtype)
         for stage, (work, tokens, bound) in stages(model, a, limits).items():
             work()
             seconds = statistics.median(clock(work, device)[0] for _ in range(a.repeats))
@@ -136,12 +154,13 @@ def main() -> None:
             shares = Counter()
             for name, spent in found.items():
                 shares[kind_of(name)] += spent / total
+            aim = f", aim {AIMS[stage]:.0%}" if size == "0.5B" and device.type == "cuda" and stage in AIMS else ""
             largest = [(n, s / total) for n, s in found.most_common() if kind_of(n) == "memory"]
             page.row(
                 f"{model.parameter_count() / 1e6:.1f}M",
                 stage,
                 f"{tokens / seconds:,.0f}",
-                f"{bound / seconds:.0%}",
+                f"{bound / seconds:.0%}{aim}",
                 *(f"{shares[kind]:.0%}" for kind in (*KINDS, "memory")),
                 ", ".join(f"{n.removeprefix('aten::')} {s:.0%}" for n, s in largest if s >= 0.03),
             )

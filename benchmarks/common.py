@@ -3,6 +3,7 @@
 import datetime
 import os
 import platform
+import re
 import statistics
 import sys
 import time
@@ -142,6 +143,14 @@ def profiled(call: Callable, **options) -> torch.profiler.profile:
     return profile
 
 
+def short_name(device: torch.device) -> str:
+    """A device in the name of a page: "cpu", or the GPU's model, such as "h100" of "NVIDIA H100 80GB HBM3"."""
+    if device.type != "cuda":
+        return device.type
+    found = re.search(r"\b[A-Z]+\d+[A-Z]*\b|\b\d{4}\b", torch.cuda.get_device_name(device))
+    return found[0].lower() if found else "cuda"
+
+
 def spread(rates: list[float]) -> str:
     return f"{statistics.median(rates):,.0f} ({min(rates):,.0f} to {max(rates):,.0f})"
 
@@ -187,7 +196,7 @@ class Page:
         self.add("| " + " | ".join(cells) + " |")
 
     def write(self, name: str) -> None:
-        path = ROOT / "docs" / "results" / f"{name}-{self.device.type}.md"
+        path = ROOT / "docs" / "results" / f"{name}-{short_name(self.device)}.md"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("\n".join(self.lines) + "\n", encoding="utf-8")
         print(f"\n{path.relative_to(ROOT)} written")

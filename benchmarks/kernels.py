@@ -13,20 +13,24 @@ Three passes over hidden [N, D], weight [V, D], targets [N], all with float32 ou
 Times are medians over repeats in which the contestants take turns: process CPU time with one thread on the CPU, CUDA
 events on a GPU. A matrix product counts 2 N D V FLOPs, and only those needed count (1 for logprob, 3 for training),
 whatever a contestant recomputes. The floor is these FLOPs at the rate of one large matrix product measured here and
-now, or the bytes of inputs and outputs at the measured copy bandwidth, whichever takes longer. Memory is the peak of
-the allocator during the call, gradients included. Errors are against float64, over the first 256 rows: log-probs
-absolute, gradients as a relative norm. Peers (extra `bench`) that are not installed or do not run are left out, with
-a line.
+now, or the bytes of inputs and outputs at the measured copy bandwidth, whichever takes longer. On a GPU the "bare
+products" stand beside it: products of the same shapes, all logits in memory and no loss. AIMS are times for an H100 or
+H200. Memory is the peak of the allocator during the call, gradients included. Errors are against float64, over the
+first 256 rows: log-probs absolute, gradients as a relative norm. Peers (extra `bench`) that are not installed or do not
+run are left out, with a line.
 """
 
 import argparse
+import importlib
 import math
 import os
 import statistics
 import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
+from unittest import mock
 
 import torch
 import torch.nn.functional as F
@@ -42,6 +46,11 @@ GPU_SHAPES = [
     (8192, 4096, 131072),
 ]
 PASSES = {"logprob": 1, "sft": 3, "rl": 3}  # matrix products needed
+AIMS = {  # milliseconds of the Triton kernels in bfloat16
+    ("sft", (8192, 896, 151936)): 12.5,
+    ("sft", (4096, 4096, 128256)): 18.8,
+    ("rl", (8192, 4096, 131072)): 39.5,
+}
 
 
 # ---- the contestants: f(hidden, weight, targets, extras) -> log-probs [N] or a scalar loss ----
@@ -75,6 +84,35 @@ def ours(impl: str, which: str, hidden: Tensor, weight: Tensor, targets: Tensor,
     return kernels.linear_token_loss(hidden, weight, targets, clipped, extras, impl=impl)[0]
 
 
+def in_chunks(size: int, impl: str, which: str, *data) -> Tensor:
+    """Ours in chunks of so many rows, whatever it would choose."""
+    names = ["kernels.reference"] if impl == "torch" else ["kernels.gpu.logprob", "kernels.gpu.token_loss"]
+    with ExitStack() as stack:
+        for module in map(importlib.import_module, names):
+            slices = lambda rows, *_: [slice(i, min(i + size, rows)) for i in range(0, rows, size)]  # noqa: E731
+            stack.enter_context(mock.patch.object(module, "chunks", slices))
+        return ours(impl, which, *data)
+
+
+class Bare(torch.autograd.Function):
+    """The matrix products of a pass and nothing else: no way to compute the loss can be faster."""
+
+    @staticmethod
+    def forward(ctx, hidden: Tensor, weight: Tensor) -> Tensor:
+        logits = hidden @ weight.T
+        ctx.save_for_backward(hidden, weight, logits)
+        return logits[0, 0].float()
+
+    @staticmethod
+    def backward(ctx, _: Tensor) -> tuple[Tensor, Tensor]:
+        hidden, weight, logits = ctx.saved_tensors
+        return logits @ weight, logits.T @ hidden
+
+
+def bare(hidden: Tensor, weight: Tensor, targets: Tensor, extras: tuple) -> Tensor:
+    return Bare.apply(hidden, weight)
+
+
 def native(hidden: Tensor, weight: Tensor, targets: Tensor, extras: tuple) -> Tensor:
     """PyTorch's own (2.13), with a fair chunk: its default of 8 to 64 rows is several times slower."""
     rows = 256 if hidden.device.type == "cpu" else 4096
@@ -95,11 +133,15 @@ def cce(reduction: str, hidden: Tensor, weight: Tensor, targets: Tensor, extras:
     return -loss if reduction == "none" else loss
 
 
-def contestants(which: str, device: torch.device) -> dict[str, tuple[Callable, int | str]]:
+def contestants(which: str, args: argparse.Namespace) -> dict[str, tuple[Callable, int | str]]:
     """Name -> (function, matrix products it does); naive first: it is what the others are compared with."""
-    products = PASSES[which]
+    products, device = PASSES[which], args.device
+    if args.chunk_rows:
+        impl = "triton" if device.type == "cuda" else "torch"
+        return {f"nanopcf, {impl}, {n} rows": (partial(in_chunks, n, impl, which), products) for n in args.chunk_rows}
     found = {"naive": (partial(naive, which), products)}
-    found["naive, torch.compile"] = (torch.compile(partial(naive, which), dynamic=False), products)
+    if not args.no_compile:
+        found["naive, torch.compile"] = (torch.compile(partial(naive, which), dynamic=False), products)
     if which == "sft":
         if hasattr(F, "linear_cross_entropy"):
             found["torch F.linear_cross_entropy"] = (native, 3)
@@ -112,6 +154,7 @@ def contestants(which: str, device: torch.device) -> dict[str, tuple[Callable, i
         )
     found["nanopcf, torch"] = (partial(ours, "torch", which), products)
     if device.type == "cuda":
+        found["bare products"] = (bare, products)
         found["nanopcf, triton"] = (partial(ours, "triton", which), products)
     return found
 
@@ -156,6 +199,8 @@ def once(which: str, function: Callable, data: tuple) -> tuple[Tensor, ...]:
 def errors(which: str, function: Callable, data: tuple) -> tuple[float, float, float]:
     """Errors over the first 256 rows: log-prob (absolute; NaN for a loss), dhidden, dweight (relative norm)."""
     hidden, weight, targets, extras = data
+    if function is bare:
+        return math.nan, math.nan, math.nan
     rows = slice(0, 256)
     h, w = (t.detach().requires_grad_() for t in (hidden[rows], weight))
     few = (h, w, targets[rows], tuple(e[rows] for e in extras))
@@ -176,7 +221,7 @@ def measure(which: str, shape: tuple, args: argparse.Namespace, rates: tuple[flo
     data = inputs(N, D, V, device, dtype)
     running: dict[str, tuple[Callable, int | str]] = {}
     rows = {}
-    for name, (function, products) in contestants(which, device).items():
+    for name, (function, products) in contestants(which, args).items():
         try:
             once(which, function, data)  # compiles, warms up
             error = errors(which, function, data)
@@ -227,10 +272,11 @@ HEAD = [
 
 def cells(row: dict, base: dict | None) -> list[str]:
     logprob, dx, dw = row["error"]
+    aim = AIMS.get((row["which"], row["shape"])) if row["impl"].startswith("nanopcf, triton") else None
     return [
         row["impl"],
         str(row["products"]),
-        f"{row['ms']:.4g} ({row['spread'][0]:.4g}-{row['spread'][1]:.4g})",
+        f"{row['ms']:.4g} ({row['spread'][0]:.4g}-{row['spread'][1]:.4g})" + (f", aim {aim}" if aim else ""),
         f"{row['ms'] / base['ms']:.2f}" if base else "-",
         f"{row['rate'] / 1e12:.3g}",
         f"{row['floor']:.0%}",
@@ -251,6 +297,8 @@ def main() -> None:
     parser.add_argument("--shapes", nargs="+", type=parse_shape, help="N,D,V; several allowed")
     parser.add_argument("--passes", nargs="+", default=list(PASSES), choices=PASSES)
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="float32 on CPU, else bfloat16")
+    parser.add_argument("--chunk-rows", nargs="+", type=int, help="ours alone, in chunks of so many rows each")
+    parser.add_argument("--no-compile", action="store_true", help="leave out naive with torch.compile")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1, help="on the CPU")
     parser.add_argument("--markdown", action="store_true", help="write docs/results/kernels-<device>.md")

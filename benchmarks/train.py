@@ -19,8 +19,10 @@ where it isn't installed (extra `bench`).
 """
 
 import argparse
+import gc
 import json
 import random
+import shutil
 import sys
 import tempfile
 import time
@@ -32,7 +34,7 @@ from common import SHAPES, Page, Run, clock, compare, make_model, ratio, spread
 
 import train_rl
 import train_sft
-from nanopcf import checkpoint, rollouts
+from nanopcf import checkpoint
 from nanopcf.optim import Optimizer
 from nanopcf.packing import Sequence, pack
 from nanopcf.run import machine
@@ -40,6 +42,15 @@ from nanopcf.run.folder import read_metrics
 from nanopcf.tokenizer import word_tokenizer
 
 DIGITS = "0123456789"
+
+
+def release(compiled: bool = False) -> None:
+    """Free the weights and the optimizer that a run leaves in reference cycles, and in torch.compile's caches."""
+    if compiled:
+        torch._dynamo.reset()
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def step_times(trainer_class, **arguments) -> list[float]:
@@ -55,6 +66,8 @@ def step_times(trainer_class, **arguments) -> list[float]:
     trainer = trainer_class(callbacks=[Clock()], **arguments)
     trainer.remove_callback(PrinterCallback)
     trainer.train()
+    del trainer, arguments
+    release()
     return [after - before for before, after in pairwise(times)]
 
 
@@ -151,7 +164,7 @@ def sft_theirs(folder: Path, a: argparse.Namespace, packed: bool) -> Run:
 
 def questions(a: argparse.Namespace, count: int) -> list[str]:
     rng = random.Random(0)
-    return ["".join(rng.choices(DIGITS, k=rng.randint(8, 32))) for _ in range(count)]
+    return [" ".join(rng.choices(DIGITS, k=rng.randint(8, 32))) for _ in range(count)]  # the tokenizer knows words
 
 
 def rl_ours(folder: Path, a: argparse.Namespace, compiled: bool) -> Run:
@@ -161,8 +174,8 @@ def rl_ours(folder: Path, a: argparse.Namespace, compiled: bool) -> Run:
 
     def run() -> float:
         out = folder / f"rl-{time.monotonic_ns()}"
-        judge, verify = random.Random(0), rollouts.verify
-        rollouts.verify = lambda *_: float(judge.random() < 0.5)  # a reward that is never constant
+        judge, verifier = random.Random(0), train_rl.verifier
+        train_rl.verifier = lambda _: lambda *_: float(judge.random() < 0.5)  # a reward that is never constant
         try:
             train_rl.main(
                 train_rl.RLConfig(
@@ -191,8 +204,10 @@ def rl_ours(folder: Path, a: argparse.Namespace, compiled: bool) -> Run:
                 )
             )
         finally:
-            rollouts.verify = verify
+            train_rl.verifier = verifier
+            release(compiled)
         steps = [r for r in read_metrics(out / "metrics.jsonl") if "seconds" in r]
+        shutil.rmtree(out)  # its checkpoints: 14 bytes a parameter for each run
         a.last = steps[-1]
         return a.steps / sum(r["seconds"] for r in steps[1:])
 
@@ -292,6 +307,8 @@ def main() -> None:
             ours = {label: sft_ours(folder, a, compiled) for label, compiled in variants.items()}
             intro = f"SFT, {a.batch} examples of up to {a.length} tokens, {words}; tokens a second:"
             table(page, intro, peers | ours, a, spread)
+            del ours
+            release(compiled=True)
         for ends in [] if a.only == "sft" else a.ends:
             words = start(folder, vocab_size=ends)
             peers = {} if trl is None else {"TRL": rl_theirs(folder, a)}

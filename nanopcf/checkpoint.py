@@ -138,13 +138,16 @@ OPTIMIZER = "optimizer.safetensors"
 
 
 def save_training(
-    folder: Path, model: Transformer, tokenizer: TextTokenizer, optimizer: Optimizer, state: dict
+    folder: Path, model: Transformer, tokenizer: TextTokenizer, optimizer: dict[str, Tensor], state: dict
 ) -> None:
-    """Write a model with its optimizer and `state`; whole or not at all. Raises OSError when it cannot be written."""
+    """Write a model with the tensors of its optimizer and `state`; whole or not at all.
+
+    Raises OSError when it cannot be written.
+    """
 
     def write(temporary: Path) -> None:
         write_model(temporary, model, tokenizer)
-        write_safetensors(optimizer_tensors(optimizer), temporary / OPTIMIZER)
+        write_safetensors(optimizer, temporary / OPTIMIZER)
         sums = {path.name: sha256(path) for path in sorted(temporary.iterdir())}
         files.write_json(temporary / "state.json", state | {SUMS: sums | {"state.json": sha256_of_state(state)}})
         metrics = folder.parents[1] / "metrics.jsonl"  # of the run, if the folder is a checkpoint in one
@@ -170,12 +173,13 @@ def save_step(
     Training continues from the newest checkpoint, and from the one before if the newest is damaged. Older ones are
     models for RL to start from, and lose their optimizer, which is at least twice as large as the model.
     """
+    tensors = optimizer_tensors(optimizer)  # each process may keep a part of them
     if parallel.rank() == 0:
         check_still_ours(out)
         folder = out / "checkpoints" / f"step-{step}"
         # A run that was killed after its last save comes here again. To replace the checkpoint would only risk it.
         if not folder.exists() or read_state(folder)[0] != state:
-            save_training(folder, model, tokenizer, optimizer, state)
+            save_training(folder, model, tokenizer, tensors, state)
         prune(out, keep, goodness)
         for _, older in checkpoints(out)[:-2]:
             (older / OPTIMIZER).unlink(missing_ok=True)
@@ -275,37 +279,52 @@ def sha256_of_state(state: dict) -> str:
 # ---- the tensors of an optimizer ----
 
 
+def optimizer_shapes(optimizer: Optimizer, stepped: bool) -> dict[str, torch.Size]:
+    """Name -> shape of all that a resumed run needs of an optimizer: the float32 masters of a bfloat16 model, such as
+    "3.master", and AdamW's "3.step", "3.exp_avg" and "3.exp_avg_sq", which it has after its first step."""
+    shapes = {f"{i}.master": p.shape for i, (p, master) in enumerate(optimizer.pairs) if master is not p}
+    for i, (p, _) in enumerate(optimizer.pairs) if stepped else []:
+        shapes |= {f"{i}.step": torch.Size(), f"{i}.exp_avg": p.shape, f"{i}.exp_avg_sq": p.shape}
+    return shapes
+
+
+@torch.no_grad()
 def optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:
-    """All that a resumed run needs of an optimizer, on the CPU: "3.step", "3.exp_avg", "3.exp_avg_sq" of AdamW, and the
-    float32 masters of a bfloat16 model, "3.master"."""
-    state = optimizer.adamw.state_dict()["state"]  # {3: {"step": ..., "exp_avg": ...}}; empty before the first step
-    named = {f"{i}.{name}": tensor for i, moments in state.items() for name, tensor in moments.items()}
-    return {name: tensor.cpu() for name, tensor in (named | master_copies(optimizer)).items()}
-
-
-def master_copies(optimizer: Optimizer) -> dict[str, Tensor]:
-    """The masters that are not parameters themselves, by names such as "3.master"; none with a float32 model."""
-    return {f"{i}.master": master for i, (p, master) in enumerate(optimizer.pairs) if master is not p}
+    """The tensors that `optimizer_shapes` names, on the CPU of rank 0; nothing in the other processes, which take part
+    because each may keep a share of them."""
+    adamw, tensors = optimizer.adamw.state, {}
+    for key, shape in optimizer_shapes(optimizer, parallel.summed(len(adamw)) > 0).items():
+        i, name = key.split(".")
+        (p, master), owner = optimizer.pairs[int(i)], optimizer.owners[int(i)]
+        if parallel.owns(owner):
+            tensor = master if name == "master" else adamw[master][name]
+        else:
+            tensor = torch.empty(shape, device=p.device)
+        parallel.broadcast(tensor, owner)
+        if parallel.rank() == 0:
+            tensors[key] = tensor.cpu()
+    return tensors
 
 
 @torch.no_grad()
 def fill_optimizer(optimizer: Optimizer, tensors: dict[str, Tensor]) -> None:
-    """Take over what `optimizer_tensors` gave. Raises ValueError when it came from the optimizer of another model."""
-    expected = {name: master.shape for name, master in master_copies(optimizer).items()}
-    if any(name.endswith(".step") for name in tensors):
-        for i, master in enumerate(optimizer.masters):
-            expected |= {f"{i}.step": torch.Size(), f"{i}.exp_avg": master.shape, f"{i}.exp_avg_sq": master.shape}
+    """Take over what `optimizer_tensors` gave, each process its share of it.
+
+    Raises ValueError when it came from the optimizer of another model.
+    """
+    expected = optimizer_shapes(optimizer, stepped=any(name.endswith(".step") for name in tensors))
     wrong = {name: tensor.shape for name, tensor in tensors.items()}.items() ^ expected.items()
     if wrong:
         name = min(name for name, _ in wrong)
         raise ValueError(f"not the optimizer of this model: {name!r} is missing, extra or of another shape")
+    own = [i for i, owner in enumerate(optimizer.owners) if parallel.owns(owner)]  # in the order of AdamW's
     state: dict[int, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         i, name = key.split(".")
-        if name == "master":
+        if int(i) in own and name == "master":
             optimizer.masters[int(i)].copy_(tensor)
-        else:
-            state.setdefault(int(i), {})[name] = tensor
+        elif int(i) in own:
+            state.setdefault(own.index(int(i)), {})[name] = tensor
     adamw = optimizer.adamw
     adamw.load_state_dict({"state": state, "param_groups": adamw.state_dict()["param_groups"]})
 

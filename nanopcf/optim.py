@@ -4,6 +4,8 @@ A bfloat16 number has eight significant bits, so a step of 1e-6 on a weight of 0
 is kept in bfloat16, so that sampling, scoring and training share one copy of it. Therefore the optimizer keeps a
 float32 copy of each parameter, its "master": it adds up the gradients there, takes the step there, and rounds the
 result into the model. With a float32 model the masters are the parameters themselves, and nothing is copied.
+
+Sharded (ZeRO-1, Rajbhandari et al., 2020), each process keeps moments and master of some parameters, and updates them.
 """
 
 import math
@@ -18,10 +20,8 @@ SCHEDULES = ("constant", "cosine")
 
 
 def move_gradient(master: Tensor, parameter: Tensor) -> None:
-    """Add a parameter's fresh gradient to its master's, in float32, and free it.
-
-    Autograd calls this as soon as a gradient is complete, so the model's gradients never exist all at once.
-    """
+    """Add a parameter's fresh gradient to its master's, in float32, and free it, so that they never exist all at once:
+    autograd calls this as soon as a gradient is complete."""
     master.grad = parameter.grad.float() if master.grad is None else master.grad.add_(parameter.grad)
     parameter.grad = None
 
@@ -32,20 +32,22 @@ class Optimizer:
     Weight decay acts on matrices only: norms and biases have no scale that it should shrink.
     """
 
-    def __init__(self, model: nn.Module, weight_decay: float = 0.0) -> None:
+    def __init__(self, model: nn.Module, weight_decay: float = 0.0, shard: bool = False) -> None:
         parameters = sorted(model.parameters(), key=lambda p: p.dim() < 2)  # matrices first
+        self.owners = parallel.owners([p.numel() for p in parameters], shard)
         self.pairs: list[tuple[Tensor, Tensor]] = []  # (parameter, master)
-        for p in parameters:
+        for p, owner in zip(parameters, self.owners, strict=True):
             master = p
             if p.dtype != torch.float32:
-                master = p.detach().float()
+                # In place of another process's master stands one number, expanded: here only its gradient is needed.
+                master = p.detach().float() if parallel.owns(owner) else p.new_zeros(1).float().expand_as(p)
                 p.register_post_accumulate_grad_hook(partial(move_gradient, master))
             self.pairs.append((p, master))
         self.masters = [master for _, master in self.pairs]
-        matrices = {"params": [m for m in self.masters if m.dim() >= 2], "weight_decay": weight_decay}
-        others = {"params": [m for m in self.masters if m.dim() < 2], "weight_decay": 0.0}
-        # `step` sets the learning rate
-        self.adamw = torch.optim.AdamW([matrices, others], lr=0.0, betas=(0.9, 0.95), fused=True)
+        own = [m for m, owner in zip(self.masters, self.owners, strict=True) if parallel.owns(owner)]
+        matrices = {"params": [m for m in own if m.dim() >= 2], "weight_decay": weight_decay}
+        others = {"params": [m for m in own if m.dim() < 2], "weight_decay": 0.0}
+        self.adamw = torch.optim.AdamW([matrices, others], lr=0.0, betas=(0.9, 0.95), fused=True)  # `step` sets lr
 
     @torch.no_grad()
     def step(self, lr: float, clip: float) -> float:
@@ -53,20 +55,18 @@ class Optimizer:
 
         When the norm is not finite no weight changes, and the caller must stop.
         """
-        for m in self.masters:
-            if m.grad is None:  # this process had no row of the batch
-                m.grad = torch.zeros_like(m)
-        parallel.total([m.grad for m in self.masters])
+        parallel.total_gradients(self.masters)
         norm = nn.utils.clip_grad_norm_(self.masters, clip).item()
         if not math.isfinite(norm):
             return norm
         for group in self.adamw.param_groups:
             group["lr"] = lr
         self.adamw.step()
-        self.adamw.zero_grad()
-        for p, master in self.pairs:
-            if master is not p:
+        for (p, master), owner in zip(self.pairs, self.owners, strict=True):
+            master.grad = None
+            if master is not p and parallel.owns(owner):
                 p.copy_(master)  # rounds to bfloat16
+            parallel.broadcast(p, owner)
         return norm
 
 

@@ -247,3 +247,14 @@ def test_help_needs_no_torch(script):
     code = f"import sys, runpy; sys.modules['torch'] = None; sys.argv = ['{script}', '--help']; runpy.run_path('{script}', run_name='__main__')"
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0 and "--resume" in result.stdout, result.stderr
+
+
+def test_settings_of_the_papers_own_model_are_whole():
+    """configs/qwen2.5-7b is for the training scripts; the numbers are the paper's (Sec. 5, Table 2)."""
+    files = {name: str(ROOT / "configs" / "qwen2.5-7b" / f"{name}.toml") for name in ("sft", "rl")}
+    rest = ["--train", "t", "--val", "v", "--out", "o"]
+    sft = config.parse(train_sft.SFTConfig, "", ["--config", files["sft"], *rest])
+    rl = config.parse(train_rl.RLConfig, "", ["--config", files["rl"], "--model", "m", *rest])
+    assert (sft.lr, sft.batch, sft.checkpoint_every) == (1e-5, 512, 360)
+    assert (rl.lr, rl.round_prompts, rl.update_prompts, rl.group, rl.max_new_tokens) == (1e-6, 128, 64, 8, 8192)
+    assert sft.shard_optimizer and rl.shard_optimizer

@@ -313,9 +313,8 @@ def test_every_truncation_of_the_weights_is_refused(model_dir):
 )
 def test_a_broken_training_state_is_named(name, content, model, tmp_path):
     optimizer = Optimizer(model)
-    checkpoint.save_training(
-        tmp_path / "c", model, checkpoint.load_tokenizer_of(save(model, tmp_path)), optimizer, {"step": 3}
-    )
+    tokenizer = checkpoint.load_tokenizer_of(save(model, tmp_path))
+    checkpoint.save_training(tmp_path / "c", model, tokenizer, checkpoint.optimizer_tensors(optimizer), {"step": 3})
     (tmp_path / "c" / name).write_bytes(content)
     with pytest.raises(ValueError, match=str(tmp_path / "c" / name)):
         checkpoint.load_training(tmp_path / "c", model, optimizer, {"step": 0})

@@ -123,6 +123,15 @@ def test_compiled_blocks_change_no_gradient_and_leave_generation_alone(tiny_conf
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == before + 1
 
 
+def test_a_model_visits_a_device_and_goes_home(model, monkeypatch):
+    places = []
+    monkeypatch.setattr(model, "to", places.append)
+    with pytest.raises(RuntimeError), machine.on_device(model, torch.device("meta")):
+        assert places == [torch.device("meta")]
+        raise RuntimeError
+    assert places == [torch.device("meta"), torch.device("cpu")]
+
+
 def test_compiling_without_a_compiler_is_refused(monkeypatch, model):
     monkeypatch.setattr("shutil.which", lambda _name: None)
     with pytest.raises(ValueError, match=r"--compile needs a C\+\+ compiler"):

@@ -22,6 +22,7 @@ from nanopcf.run.files import append_text, named, read_json, set_aside, strict, 
 
 FINGERPRINTS = "fingerprints"  # in config.json, beside the settings
 WRITTEN_BY = "written_by"  # also there: the mark that the folder is ours, and whose
+FREE = ("device", "threads", "keep", "shard_optimizer")  # settings of training that may change when it is resumed
 NOT_THE_MODEL = ("optimizer.safetensors", "state.json", "metrics.json")  # files that only a checkpoint has
 
 try:

@@ -7,7 +7,8 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -138,6 +139,17 @@ def free_memory(device: torch.device) -> int:
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
     except (OSError, StopIteration, ValueError):
         return 4 << 30
+
+
+@contextmanager
+def on_device(model: torch.nn.Module, device: torch.device) -> Iterator[None]:
+    """The model on this device inside the block, and back where it was after it."""
+    home = model.head_weight.device
+    model.to(device)
+    try:
+        yield
+    finally:
+        model.to(home)
 
 
 def compile_blocks(model: torch.nn.Module) -> None:

@@ -5,10 +5,16 @@ summed over the processes. Losses are sums, divided by counts of the *whole* bat
 that a single process would have computed, up to rounding, and no process needs to know how the work was divided. Only
 the process of rank 0 writes files and prints.
 
+With --shard-optimizer each process keeps the optimizer's state and the float32 weights of its share of the parameters
+alone (ZeRO stage 1, Rajbhandari et al., 2020). It updates these parameters and sends them to the others. The arithmetic
+is the same, bit for bit. torch's own ZeroRedundancyOptimizer shards the moments, but not float32 weights beside a
+bfloat16 model.
+
 This is plain torch.distributed (NCCL on GPUs, gloo on CPUs). PyTorch's DistributedDataParallel would take the same sum
 while the backward pass still runs. It is not used because it wraps `forward`, and here the head is outside of
-`forward`, fused with the loss. Left out: sharded weights (FSDP). A model whose weights and optimizer do not fit on one
-GPU (18 bytes per parameter) needs one of the frameworks that docs/real-models.md names.
+`forward`, fused with the loss. Left out: sharded weights and gradients (FSDP). A model whose weights, gradients and
+share of the optimizer do not fit on one GPU (6 bytes per parameter, and 12 divided by the number of GPUs) needs one of
+the frameworks that docs/real-models.md names.
 """
 
 import atexit
@@ -59,6 +65,14 @@ def total(tensors: list[torch.Tensor]) -> None:
             dist.all_reduce(tensor)
 
 
+def total_gradients(parameters: list[torch.Tensor]) -> None:
+    """Replace each parameter's gradient by its sum over the processes; one that had no row of the batch adds zeros."""
+    for p in parameters:
+        if p.grad is None:
+            p.grad = torch.zeros_like(p)
+    total([p.grad for p in parameters])
+
+
 def summed(value: float) -> float:
     """The sum of a number over the processes."""
     tensor = torch.tensor(value, dtype=torch.float64)
@@ -73,3 +87,28 @@ def gathered(items: list) -> list:
     shares: list = [None] * world()
     dist.all_gather_object(shares, items)
     return [shares[i % world()][i // world()] for i in range(sum(map(len, shares)))]
+
+
+# ---- tensors that one process keeps for all ----
+
+EVERYONE = -1  # the owner of what each process keeps for itself
+
+
+def owners(sizes: list[int], shard: bool) -> list[int]:
+    """Which process keeps each tensor of so many numbers: EVERYONE, or sharded so that all keep about as many."""
+    found, kept = [EVERYONE] * len(sizes), [0] * world()
+    for i in sorted(range(len(sizes)), key=lambda i: -sizes[i]) if shard else []:
+        found[i] = kept.index(min(kept))  # the largest that is left goes to whom has least
+        kept[found[i]] += sizes[i]
+    return found
+
+
+def owns(owner: int) -> bool:
+    """Does this process keep what `owner` keeps?"""
+    return owner in (EVERYONE, rank())
+
+
+def broadcast(tensor: torch.Tensor, owner: int) -> None:
+    """Replace a tensor by its owner's, in every process."""
+    if owner != EVERYONE and world() > 1:
+        dist.broadcast(tensor, owner)
