@@ -29,7 +29,7 @@ from torch import Tensor
 from kernels.drawing import draw
 from kernels.products import packed_weights
 from nanopcf.model import KVCache, Transformer
-from nanopcf.padding import similar
+from nanopcf.padding import in_parts, similar
 from nanopcf.run.counted_random import counter_uniforms
 from nanopcf.run.cuda_graphs import Replay, graph_capture
 from nanopcf.stopping import StopStrings, end_at_strings
@@ -240,12 +240,8 @@ class Generation:
         self.total, longest = uniforms.shape
         buffers.uniforms[: self.total, :longest] = torch.from_numpy(uniforms)
         buffers.slots.sequence.fill_(buffers.sequences)  # all idle, also after a call that was interrupted
-        # Prompts go through the model in parts of similar length, so that little work is spent on padding.
-        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-        self.parts: list[list[int]] = []  # the prompts of each part that is still to come
-        for count, _ in similar([len(prompts[i]) for i in order], PREFILL_WASTE, PREFILL_TOKENS):
-            self.parts.append(order[:count])
-            order = order[count:]
+        # The prompts that are still to come, in parts that go through the model together.
+        self.parts = in_parts([len(p) for p in prompts], PREFILL_WASTE, PREFILL_TOKENS)
         self.waiting: list[tuple[int, int]] = []  # of the newest part: (row of prompt_cache, sequence)
         self.free = list(range(min(slots, self.total)))  # slots that wait for a sequence
         self.live = 0  # slots 0..live-1 take part in a step

@@ -31,7 +31,7 @@ last, drift from none to twice sigma.
    The last three do not identify the ceiling: only the low end of the interval means something, as a lower bound.
 
 `result` says what a fit holds. The interval is the middle 85 % of the posterior, because that holds 90 % of the true
-ceilings of simulated curves, and 0.4 points more on either side, because real runs that went on needed that:
+ceilings of simulated curves, widened by LAW_ERROR and LATE_GAIN, because real runs that went on needed that:
 docs/ceiling.md. `published` has the paper's procedure. `python -m nanopcf.ceiling CURVES.csv` fits a file of curves.
 """
 
@@ -48,7 +48,8 @@ from nanopcf.ceiling.robust import best_smoothed, collapse_point, misfit, robust
 __all__ = ["CeilingFit", "fit"]
 
 LEFT = 0.04  # saturated: less than this is left to gain, as a fraction of max_score
-LAW_ERROR = 0.004  # no real curve is exactly Eq. 2: as much further lies either end of the interval
+LAW_ERROR = 0.004  # no real curve is exactly Eq. 2: as much further lies either end of the interval,
+LATE_GAIN = 0.05  # and the upper end by this part of the gain, which real runs still made when they went on
 
 
 def fit(x: ArrayLike, y: ArrayLike, p_sft: float, *, max_score: float | None = None, robust: bool = True) -> CeilingFit:
@@ -66,7 +67,8 @@ def fit(x: ArrayLike, y: ArrayLike, p_sft: float, *, max_score: float | None = N
     # 2. and 3.
     kept = robust_points(x, y, p_sft, max_score, allowed) if robust else allowed  # (n,) bool
     interval, law, draws = ceiling_posterior(x[kept], y[kept], p_sft, max_score)
-    interval = interval[0] - LAW_ERROR * max_score, min(max_score, interval[1] + LAW_ERROR * max_score)
+    high = interval[1] + LAW_ERROR * max_score + LATE_GAIN * (law.a_post - law.start)
+    interval = interval[0] - LAW_ERROR * max_score, min(max_score, high)
     residuals = (y - law_at(x, law))[kept]
 
     # 4. The verdict. A curve that is not sigmoidal has no fitted ceiling: the best that it reached stands for it.
