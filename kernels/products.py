@@ -79,15 +79,27 @@ def product(a: Tensor, b: Tensor) -> Tensor:
     return onednn(a, b) if by_onednn(a, b) else a @ b.T
 
 
-def add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
-    """total [M, N] += a.T @ b, of a [K, M] and b [K, N]. A float32 total gets float32 sums, also of half types."""
+def store_product(out: Tensor, a: Tensor, b: Tensor) -> None:
+    """out [M, N] = a [M, K] @ b [K, N], rounded once. (By itself a GPU may also round the parts of a long sum.)"""
+    if can_return_float32_sums(a):
+        out.copy_(torch.mm(a, b, out_dtype=torch.float32))
+    else:
+        torch.mm(a, b, out=out)
+
+
+def add_product(total: Tensor, a: Tensor, b: Tensor, first: bool = False) -> None:
+    """total [M, N] += a.T @ b, of a [K, M] and b [K, N]; with `first`, = instead, so that total may be uninitialized.
+
+    A float32 total gets float32 sums, also of half types.
+    """
+    beta = 0 if first else 1  # with 0, what is in total is not read
     if by_onednn(a.T, b):
         for part, columns in zip(total.split(ROWS), a.split(ROWS, dim=1), strict=True):
-            part.add_(onednn(columns.contiguous().T, b.T))
+            (part.copy_ if first else part.add_)(onednn(columns.contiguous().T, b.T))
     elif total.dtype == torch.float32 and can_return_float32_sums(a):
-        torch.addmm(total, a.T, b, out_dtype=total.dtype, out=total)
+        torch.addmm(total, a.T, b, beta=beta, out_dtype=total.dtype, out=total)
     else:
-        total.addmm_(a.T.to(total.dtype), b.to(total.dtype))
+        total.addmm_(a.T.to(total.dtype), b.to(total.dtype), beta=beta)
 
 
 class Product(torch.autograd.Function):

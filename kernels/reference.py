@@ -72,23 +72,23 @@ def softmax_stats(
 
 def loss_and_coefficients(
     loss_fn: Callable[..., Tensor], stats: list[Tensor], extras: list[Tensor], need_grad: bool
-) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor] | None]:
+) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor | None] | None]:
     """The loss of a chunk, detached, and the a, b, c [C] of its gradient by the logits. stats: as in softmax_stats."""
     with torch.set_grad_enabled(need_grad):
         leaves = [s.detach().requires_grad_(need_grad) for s in stats]
         loss = loss_fn(*leaves, *([None] * (3 - len(leaves))), *extras)
     if not need_grad:
         return loss, None
-    grads = torch.autograd.grad(loss, leaves, allow_unused=True)
-    g_lp, g_lse, *g_h = (torch.zeros_like(s) if g is None else g for s, g in zip(stats, grads, strict=True))
-    if not g_h:
-        return loss.detach(), (g_lp, g_lse - g_lp, torch.zeros_like(g_lp))
-    return loss.detach(), (g_lp, g_lse - g_lp - g_h[0] * stats[2], -g_h[0])
+    g_lp, g_lse, g_h = (*torch.autograd.grad(loss, leaves, allow_unused=True), None)[:3]
+    g_lp, g_lse = (torch.zeros_like(stats[0]) if g is None else g for g in (g_lp, g_lse))
+    if g_h is None:
+        return loss.detach(), (g_lp, g_lse - g_lp, None)
+    return loss.detach(), (g_lp, g_lse - g_lp - g_h * stats[2], -g_h)
 
 
-def logits_gradient(p: Tensor, logp: Tensor | None, y: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
-    """dz [C, V] = a 1[v=y] + p (b + c log p), written over p (and over log p; without log p, c is 0)."""
-    if logp is None:
+def logits_gradient(p: Tensor, logp: Tensor | None, y: Tensor, a: Tensor, b: Tensor, c: Tensor | None) -> Tensor:
+    """dz [C, V] = a 1[v=y] + p (b + c log p), written over p (and over log p). c is None: no entropy term."""
+    if c is None:
         dz = p.mul_(b[:, None])
     else:
         dz = p.mul_(logp.mul_(c[:, None]).add_(b[:, None]))
@@ -169,7 +169,7 @@ class Logprob(torch.autograd.Function):
             _, p, logp = softmax_stats(x, w, y, ctx.temperature, with_entropy)
             # (a, b, c) with g_lse = 0, divided once more by T because z = x W^T / T
             a = g_lp[rows] / ctx.temperature
-            b, c = -a, a  # without log p, c is not used
+            b, c = -a, None
             if with_entropy:
                 c = -g_h[rows] / ctx.temperature
                 b = b + c * h[rows]

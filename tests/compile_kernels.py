@@ -34,26 +34,28 @@ NAMES = {
 
 
 def compiled(kernel, arch: int, types: dict[str, str], constants: dict, options: dict) -> dict:
-    """types: Triton's type of each argument that isn't a constant. Pointers, D and strides are multiples of 16."""
+    """types: Triton's type of each argument that isn't a constant. Pointers, D and width are multiples of 16."""
     signature = {n: types.get(n, "constexpr") for n in kernel.arg_names}
-    even = [n for n, t in types.items() if t.startswith("*") or n in ("D", "p_stride", "dz_stride", "stride")]
+    even = [n for n, t in types.items() if t.startswith("*") or n in ("D", "width")]
     attrs = {(kernel.arg_names.index(n),): [["tt.divisibility", 16]] for n in even}
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attrs)
     result = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
-    tool = str(Path(nvidia.__file__).parent / "bin" / "cuobjdump")
+    tools = Path(nvidia.__file__).parent / "bin"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(result.asm["cubin"])
         file.flush()
         usage, sass = (
-            subprocess.run([tool, flag, file.name], capture_output=True, text=True, check=True).stdout
-            for flag in ("-res-usage", "-sass")
+            subprocess.run([*command, file.name], capture_output=True, text=True, check=True).stdout
+            for command in ([tools / "cuobjdump", "-res-usage"], [tools / "nvdisasm", "-c"])
         )
     return {
         "registers": int(re.search(r"REG:(\d+)", usage)[1]),
         "shared": result.metadata.shared,
+        "instructions": len(re.findall(r"/\*[0-9a-f]{4,}\*/ +(?!NOP)[@A-Z]", sass)),
         "spills": len(re.findall(r"\bSTL\b", sass)),  # stores to local memory
         "tensor_core": len(re.findall(r"\b(HGMMA|HMMA|UTCHMMA|UTCQMMA)\b", sass)),
         "wgmma": len(re.findall(r"\bHGMMA\b", sass)),
+        "waits": len(re.findall(r"\bWARPGROUP\.DEPBAR\b", sass)),  # for products that run meanwhile
         "tma": len(re.findall(r"\bUTMALDG\b", sass)),
     }
 
@@ -71,31 +73,22 @@ def main(archs: list[int]) -> None:
             )
             for entropy in (False, True):
                 for store in (False, True):
-                    types = common | dict(z_y_ptr="*fp32", p_stride="i32")
+                    types = common | dict(z_y_ptr="*fp32", width="i32")
                     constants = blocks | dict(ENTROPY=entropy, STORE=store)
                     types, constants = add(types, constants, "entropy_ptr", "*fp32", entropy)
                     types, constants = add(types, constants, "p_out", operand(M, N), store)
                     label = "stats" + "+entropy" * entropy + "+store" * store
                     show(label, arch, name, compiled(stats_kernel, arch, types, constants, options))
             rows = dict(a_ptr="*fp32", b_ptr="*fp32", c_ptr="*fp32")
-            types = common | rows | dict(dz_out=operand(M, N), dz_stride="i32")
+            types = common | rows | dict(dz_out=operand(M, N), width="i32")
             show("dlogits", arch, name, compiled(dlogits_kernel, arch, types, blocks, options))
-            types = rows | dict(
-                p_ptr=f"*{name}",
-                stride="i32",
-                y_ptr="*i64",
-                logprob_ptr="*fp32",
-                lse_t_ptr="*fp32",
-                lse_ptr="*fp32",
-                N="i32",
-                V="i32",
-            )
-            show(
-                "scale",
-                arch,
-                name,
-                compiled(scale_kernel, arch, types, dict(BLOCK_N=N, BLOCK_V=4096), dict(num_warps=8)),
-            )
+            types = dict(p_ptr=f"*{name}", width="i32", y_ptr="*i64", lse_t_ptr="*fp32", N="i32", T="i32")
+            types |= dict.fromkeys(("logprob_ptr", "lse_ptr", "a_ptr", "b_ptr"), "*fp32")
+            for entropy in (False, True):
+                blocks = dict(BLOCK_T=4096 // N, BLOCK_N=N)
+                with_c, constants = add(types, blocks, "c_ptr", "*fp32", entropy)
+                label = "scale" + "+entropy" * entropy
+                show(label, arch, name, compiled(scale_kernel, arch, with_c, constants, dict(num_warps=8)))
 
 
 def add(types: dict, constants: dict, name: str, type: str, there: bool) -> tuple[dict, dict]:

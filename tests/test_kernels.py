@@ -5,6 +5,7 @@ the Triton cases run there instead.
 """
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +17,16 @@ import torch.nn.functional as F
 import kernels
 from kernels import paths, reference
 
-TOLERANCE = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 4e-3}  # gradients, relative norm
+
+def tolerance(dtype: torch.dtype, rows: int) -> float:
+    """Relative norm error of a gradient. In half precision three numbers are rounded on the way to it: the softmax
+    within the tile, dz, and the gradient itself. Each error is at most half a unit in the last place, u, and has a
+    standard deviation of 0.43 u. The gradient of one row may hang on a single number: 3 u. Those of many rows average
+    out to sqrt(3) 0.43 u = 0.75 u."""
+    if dtype == torch.float32:
+        return 1e-5
+    u = torch.finfo(dtype).eps / 2
+    return u * (1 + 2 / rows**0.5)
 
 
 def on_triton(monkeypatch) -> dict:
@@ -34,6 +44,15 @@ def path(request, monkeypatch) -> dict:
         monkeypatch.setattr(reference, "CHUNK_ELEMENTS", 1)  # 256 rows a chunk
         return dict(impl="torch", device="cpu")
     return on_triton(monkeypatch)
+
+
+def with_tiles(monkeypatch, TMA: bool, M: int, N: int, K: int, chunk_rows: int = 4096) -> None:
+    """The kernels in other tiles and chunks than the interpreter's own; descriptors or pointers."""
+    from kernels.gpu import logprob as gpu_logprob
+
+    tiling = dict(TMA=TMA, BLOCK_M=M, BLOCK_N=N, BLOCK_D=K, num_warps=4, num_stages=2)
+    monkeypatch.setattr(gpu_logprob, "tiling", lambda *_: tiling)
+    monkeypatch.setattr(gpu_logprob, "CHUNK_ROWS", chunk_rows)
 
 
 def inputs(path, N, D, V, dtype=torch.float32, scale=None):
@@ -109,7 +128,7 @@ def test_token_loss_matches_float64(path, size, dtype):
     for made, exact, scale in zip(
         (hidden.grad, weight.grad), (x.grad, w.grad), gradient_scales(hidden, weight), strict=True
     ):
-        assert relative(made, exact, scale) < TOLERANCE[dtype]
+        assert relative(made, exact, scale) < tolerance(dtype, size[0])
     assert hidden.grad.dtype == weight.grad.dtype == dtype
 
 
@@ -127,7 +146,7 @@ def test_logprob_and_entropy_match_float64(path, size, dtype):
     for made, exact, scale in zip(
         (hidden.grad, weight.grad), (x.grad, w.grad), gradient_scales(hidden, weight), strict=True
     ):
-        assert relative(made, exact, scale) < TOLERANCE[dtype]
+        assert relative(made, exact, scale) < tolerance(dtype, size[0])
     alone = kernels.linear_logprob(hidden, weight, targets, temperature=0.8, impl=path["impl"])
     assert torch.equal(alone, got)
 
@@ -198,6 +217,30 @@ def test_a_word_that_cannot_be_drawn_adds_nothing_to_the_entropy(path):
     assert torch.isfinite(hidden.grad).all() and torch.isfinite(weight.grad).all()
 
 
+def test_a_word_whose_weights_are_minus_infinity_is_as_if_it_were_not_there(path):
+    """With positive hidden states: of mixed signs its logit is inf - inf, NaN, in every head. (dx is NaN always: its dz
+    of 0 meets a weight of -inf.) As a target it has a log-prob of -inf, and a gradient if the loss leaves it out."""
+    hidden, weight, targets = inputs(path, 20, 24, 150)
+    hidden = hidden.detach().abs()
+    targets[targets == 149] = 0
+    logprob, _, entropy, (_, w) = naive(hidden, weight[:-1], targets)
+    (logprob + entropy)[1:].sum().backward()
+    banned = weight.detach().clone()
+    banned[-1] = -torch.inf
+    banned.requires_grad_()
+    targets[0] = 149
+    loss, stats = kernels.linear_token_loss(
+        hidden, banned, targets, lambda lp, lse, h: (lp + h)[1:].sum(), impl=path["impl"]
+    )
+    two = kernels.linear_logprob(hidden, banned, targets, entropy=True, impl=path["impl"])
+    for got, h, total in ((stats["logprob"], stats["entropy"], loss), (*two, (two[0] + two[1])[1:].sum())):
+        assert got[0] == -torch.inf
+        assert_values(got.detach()[1:], logprob[1:], hidden, weight)
+        assert_values(h.detach(), entropy, hidden, weight)
+        (dw,) = torch.autograd.grad(total, banned)
+        assert relative(dw[:-1], w.grad) < 1e-5 and not dw[-1].any()
+
+
 def test_confident_tokens_keep_their_gradient_in_half_precision(path):
     """1 - p of a target with p = 0.999 is lost if p is rounded to bfloat16 on the way (8 bits: to 1, or to 0.996)."""
     hidden, weight, targets = inputs(path, 200, 32, 300, torch.bfloat16, scale=1)
@@ -207,7 +250,8 @@ def test_confident_tokens_keep_their_gradient_in_half_precision(path):
     assert 0.9 < logprob.exp().median() < 0.9999
     (-logprob).sum().backward()
     kernels.linear_cross_entropy(hidden, weight, targets, reduction="sum", impl=path["impl"]).backward()
-    assert relative(hidden.grad, x.grad) < 4e-3 and relative(weight.grad, w.grad) < 4e-3
+    for made, exact in ((hidden.grad, x.grad), (weight.grad, w.grad)):
+        assert relative(made, exact) < tolerance(torch.bfloat16, 200)
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
@@ -299,6 +343,15 @@ def test_no_gradient_is_made_when_none_is_asked_for(path, monkeypatch):
     assert not loss.requires_grad
 
 
+def test_a_loss_without_an_entropy_term_needs_no_logarithm():
+    """c is None: then no kernel and no line of the reference takes log p of all words, though H may be asked for."""
+    stats = list(torch.rand(3, 4))
+    _, (a, b, c) = reference.loss_and_coefficients(lambda lp, lse, h: 2 * lp.sum() + lse.sum(), stats, [], True)
+    assert c is None and torch.equal(a, torch.full((4,), 2.0)) and torch.equal(b, torch.full((4,), -1.0))
+    _, (_, _, c) = reference.loss_and_coefficients(lambda lp, lse, h: (lp + h).sum(), stats, [], True)
+    assert torch.equal(c, torch.full((4,), -1.0))
+
+
 def test_strides_and_offsets(path):
     """Views of all kinds: every second column, rows from the middle, targets from an odd offset, upstream expanded."""
     device = path["device"]
@@ -322,6 +375,23 @@ def test_strides_and_offsets(path):
     assert flat.data_ptr() % 16
     got = kernels.linear_logprob(flat, weight, targets, impl=path["impl"])
     assert_values(got, naive(flat, weight, targets)[0], flat, weight)
+
+
+def test_views_of_one_row_or_column(path, monkeypatch):
+    """PyTorch calls them contiguous whatever their stride is; a descriptor wants it to be a multiple of 16 bytes."""
+    if path == dict(impl="triton", device="cpu"):
+        with_tiles(monkeypatch, True, 16, 64, 16)
+    for N, V, D in [(1, 1, 8), (1, 30, 8), (3, 1, 8), (3, 30, 1), (1, 1, 1)]:
+        hidden, weight = (torch.randn(n, 41, device=path["device"])[:, :D].requires_grad_() for n in (N, V))
+        targets = torch.randint(0, V, (N, 3), device=path["device"])[:, 0]
+        want = F.cross_entropy(hidden @ weight.T, targets)
+        got = kernels.linear_cross_entropy(hidden, weight, targets, impl=path["impl"])
+        logprob = kernels.linear_logprob(hidden, weight, targets, impl=path["impl"])
+        expected = torch.autograd.grad(want, (hidden, weight))
+        for loss in (got, -logprob.mean()):
+            torch.testing.assert_close(loss, want.detach(), atol=1e-6, rtol=1e-5)
+            for g, e in zip(torch.autograd.grad(loss, (hidden, weight)), expected, strict=True):
+                torch.testing.assert_close(g, e, atol=1e-6, rtol=1e-4)
 
 
 def test_bits_repeat(path):
@@ -350,6 +420,8 @@ def test_extra_rows_and_words_beyond_the_inputs_are_never_written(path, monkeypa
     extras = tuple(torch.randn(2, 70, device=hidden.device))
     logprob, lse, entropy, leaves = naive(hidden, weight, targets)
     want = torch.autograd.grad(ppo(logprob, lse, entropy, *extras), leaves)
+    if path["impl"] == "triton":
+        monkeypatch.setattr("kernels.gpu.logprob.CHUNK_ROWS", 10)  # two chunks of 35 rows
     for owner, name in ((torch, "empty"), (torch, "empty_like"), (torch.Tensor, "new_empty")):
         monkeypatch.setattr(owner, name, poisoned(getattr(owner, name)))
     loss, _ = kernels.linear_token_loss(hidden, weight, targets, ppo, extras, impl=path["impl"])
@@ -368,22 +440,17 @@ def test_tiles_chunks_and_ways_of_loading_agree(monkeypatch):
     options = on_triton(monkeypatch)
     if options["device"] == "cuda":
         pytest.skip("other tiles in the interpreter; the GPU's own run in every other case")
-    from kernels.gpu import logprob as gpu_logprob
-    from kernels.gpu import token_loss as gpu_token_loss
-
-    hidden, weight, targets = inputs(options, 45, 40, 203)
-    extras = tuple(torch.randn(2, 45))
+    hidden, weight, targets = inputs(options, 50, 24, 203)
+    extras = tuple(torch.randn(2, 50))
     logprob, lse, entropy, leaves = naive(hidden, weight, targets, 0.7)
     want = torch.autograd.grad(ppo(logprob, lse, entropy, *extras), leaves)
-    for rows, TMA, M, N, K in [
-        (4096, False, 64, 256, 64),
-        (4096, True, 64, 256, 64),
-        (10, True, 16, 32, 16),
-        (10, False, 16, 64, 32),
+    for tiles in [
+        (False, 64, 256, 64),
+        (True, 64, 256, 64),
+        (True, 16, 32, 16, 10),  # two chunks: each has at least twice as many rows as there are columns
+        (False, 16, 64, 32, 10),
     ]:
-        tiling = dict(TMA=TMA, BLOCK_M=M, BLOCK_N=N, BLOCK_D=K, num_warps=4, num_stages=2)
-        monkeypatch.setattr(gpu_logprob, "tiling", lambda *_, t=tiling: t)
-        monkeypatch.setattr(gpu_logprob, "CHUNK_ROWS", rows)
+        with_tiles(monkeypatch, *tiles)
         loss, stats = kernels.linear_token_loss(hidden, weight, targets, ppo, extras, temperature=0.7, impl="triton")
         got = torch.autograd.grad(loss, (hidden, weight))
         assert_values(stats["logprob"], logprob, hidden, weight)
@@ -395,7 +462,28 @@ def test_tiles_chunks_and_ways_of_loading_agree(monkeypatch):
         x, w = leaves
         check = torch.autograd.grad((x @ w.T / 0.7).log_softmax(-1).gather(1, targets[:, None]).sum(), leaves)
         assert all(relative(g, c) < 1e-5 for g, c in zip(grads, check, strict=True))
-    assert gpu_token_loss.tiling_for(hidden)["BLOCK_N"] == 64  # the patch reached both files
+    from kernels.gpu import token_loss
+
+    assert token_loss.tiling_for(hidden)["BLOCK_N"] == 64 and len(token_loss.chunks(50, 24)) == 2  # both files see them
+
+
+@pytest.mark.parametrize("TMA", [False, True])
+def test_bfloat16_tiles_are_rounded_to_nearest_when_they_are_stored(monkeypatch, TMA):
+    """Triton's interpreter cuts bfloat16 off, and multiplies its bit patterns; `interpreter.py` mends both."""
+    options = on_triton(monkeypatch)
+    from kernels.gpu import logprob as gpu_logprob
+
+    if options["device"] == "cpu":
+        with_tiles(monkeypatch, TMA, 16, 64, 16)
+    hidden, weight, targets = (t.detach() for t in inputs(options, 40, 24, 256, torch.bfloat16))
+    stored = gpu_logprob.logits_buffer([slice(0, 40)], 256, hidden)
+    logprob, _, _, _ = gpu_logprob.tiled_stats(hidden, weight, targets, 1.0, False, stored)
+    assert_values(logprob, naive(hidden, weight, targets)[0].detach(), hidden, weight)
+    tile = gpu_logprob.tiling_for(hidden)["BLOCK_N"]
+    exact = (hidden.double() @ weight.double().T).view(40, -1, tile).softmax(-1).view(40, 256)
+    error = (stored.double() - exact) / exact
+    assert stored.dtype == torch.bfloat16 and error.abs().max() < 2**-8 + 1e-5
+    assert error.mean().abs() < 2e-4  # cut off, it would be 0.0027 too small
 
 
 def test_a_target_outside_of_the_vocabulary_shows(path):
@@ -421,24 +509,32 @@ def test_bfloat16_logits_would_move_the_policy_ratio():
     assert our_error.max() < 1e-4
 
 
-@pytest.fixture(scope="module")
-def compiled() -> list[dict]:
+@pytest.mark.parametrize("folder", [None, *filter(None, os.environ.get("OTHER_TRITON", "").split(os.pathsep))])
+def test_kernels_compile_for_gpus_without_spills(folder):
+    """The assembler's word: no register goes to memory, shared memory fits every card of the kind, and the products of
+    a step run together. On Hopper that takes one wait a step; a wait for each is what ptxas warns of as C7515.
+
+    OTHER_TRITON: folders with other versions, made by `pip install --no-deps --target FOLDER triton==3.6.0`.
+    """
     pytest.importorskip("triton")
     script = Path(__file__).with_name("compile_kernels.py")
-    run = subprocess.run([sys.executable, script, "sm_90", "sm_80"], capture_output=True, text=True, timeout=300)
+    environment = os.environ | ({"PYTHONPATH": folder} if folder else {})
+    command = [sys.executable, script, "sm_90", "sm_80"]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
     assert run.returncode == 0, run.stderr
-    return [json.loads(line) for line in run.stdout.splitlines()]
-
-
-def test_kernels_compile_for_gpus_without_spills(compiled):
-    """The assembler's word: no register goes to memory, shared memory fits every card of the kind."""
-    assert len(compiled) == 24
+    compiled = [json.loads(line) for line in run.stdout.splitlines()]
+    assert len(compiled) == 28
     for k in compiled:
         assert k["spills"] == 0, k
         assert k["shared"] <= (232_448 if k["arch"] == 90 else 101_376), k  # H100; A10, RTX 3090, 4090
-        if k["kernel"] != "scale":
+        if not k["kernel"].startswith("scale"):
             assert k["tensor_core"] > 0, k
             assert (k["tma"] > 0 and k["wgmma"] > 0) == (k["arch"] == 90), k
+            assert k["waits"] < k["wgmma"] or k["arch"] == 80, k
+            # bfloat16 on Hopper: all else happens while the tensor cores wait. 128 logits a thread.
+            assert k["instructions"] < 2_400 or (k["arch"], k["dtype"]) != (90, "bf16"), k
+        elif k["kernel"] == "scale":
+            assert k["instructions"] < 300, k  # for 16 words
 
 
 @pytest.mark.cuda
@@ -462,7 +558,7 @@ def test_large_sizes_and_memory_on_a_gpu(size):
     rows = torch.randint(0, N, (64,), device="cuda")
     p = (hidden.detach()[rows].float() @ weight.detach().float().T).softmax(-1)
     p[torch.arange(64), targets[rows]] -= 1
-    assert relative(grads[0][rows], (p @ weight.detach().float()).double()) < 4e-3
+    assert relative(grads[0][rows], (p @ weight.detach().float()).double()) < tolerance(torch.bfloat16, 64)
 
 
 def peak_bytes(run) -> int:

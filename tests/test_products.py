@@ -41,6 +41,41 @@ def test_product_and_sum_against_float64(by_onednn, M, N, K):
         got = total.clone()
         products.add_product(got, x, b.T.contiguous())
         torch.testing.assert_close(got.double(), total + want, rtol=1e-4, atol=1e-4)
+        got.fill_(float("nan"))
+        products.add_product(got, x, b.T.contiguous(), first=True)
+        torch.testing.assert_close(got.double(), want, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_long_sums_of_half_types_are_asked_for_in_float32(monkeypatch, dtype):
+    """By default a GPU may cut a sum over the vocabulary in parts, and round each of them to the half type."""
+    a, b, out = torch.randn(3, 500).to(dtype), torch.randn(500, 5).to(dtype), torch.empty(3, 5, dtype=dtype)
+    want = (a.double() @ b.double()).to(dtype)
+    products.store_product(out, a, b)
+    torch.testing.assert_close(out, want)
+    mm, asked = torch.mm, []
+
+    def like_a_gpu(a, b, out_dtype):
+        asked.append(out_dtype)
+        return mm(a.float(), b.float())
+
+    monkeypatch.setattr(products, "can_return_float32_sums", lambda a: True)
+    monkeypatch.setattr(torch, "mm", like_a_gpu)
+    products.store_product(out.fill_(float("nan")), a, b)
+    torch.testing.assert_close(out, want)
+    assert asked == [torch.float32]
+
+
+@pytest.mark.cuda
+def test_long_sums_on_a_gpu():
+    """Few outputs and a long sum, the shape that cuBLAS cuts in parts: rounded once, by half a unit at most."""
+    a, b = (torch.randn(shape, device="cuda", dtype=torch.bfloat16) for shape in ((64, 151936), (151936, 128)))
+    out, total = torch.empty(64, 128, device="cuda", dtype=torch.bfloat16), torch.empty(64, 128, device="cuda")
+    products.store_product(out, a, b)
+    products.add_product(total, a.T.contiguous(), b, first=True)
+    want = a.double() @ b.double()
+    torch.testing.assert_close(out.double(), want, rtol=2**-8, atol=0.05)
+    torch.testing.assert_close(total.double(), want, rtol=1e-5, atol=0.05)
 
 
 def test_a_large_sum_is_added_in_parts(by_onednn):

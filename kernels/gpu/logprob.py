@@ -28,6 +28,9 @@ beforehand.
 
 Tiles are loaded through tensor descriptors (TMA on Hopper): rows and columns past the end read as 0, so no load has a
 mask. Words past the end would then count as logits of 0, so step 1 sets them to -1e30.
+
+Whatever a program does after its products, it does for every logit while its tensor cores wait. So exp z is computed as
+2^(z / log 2): the factor 1 / log 2 joins the 1 / T that each logit has to be multiplied by anyway.
 """
 
 import math
@@ -40,10 +43,15 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from kernels.products import add_product
+from kernels.gpu import interpreter
+from kernels.products import add_product, store_product
 
-INTERPRETED = triton.knobs.runtime.interpret  # run in Python on CPU tensors; read once, as @triton.jit does
-CHUNK_ROWS = 4096  # few enough that x of a chunk stays in L2; every chunk also reads and writes all of dW [V, D]
+if triton.knobs.runtime.interpret:  # in Python, on CPU tensors; read once, as @triton.jit does
+    interpreter.mend_bfloat16()
+
+CHUNK_ROWS = 4096  # at least: every chunk reads and writes all of dW [V, D], in float32 if there are several
+LOG_2 = tl.constexpr(math.log(2))  # exp2 is one instruction, exp two
+LOWEST = tl.constexpr(-1e30)  # in place of -inf: a word without any probability would add 0 * -inf to the entropy
 
 
 # ---- kernels ----
@@ -61,41 +69,28 @@ def load_tile(t, row, col, rows, cols, TMA: tl.constexpr, BLOCK_R: tl.constexpr,
 
 
 @triton.jit
-def store_tile(t, value, row, col, rows, cols, stride, TMA: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr):
-    """Write value to the tile t[row:, col:], cut off at the ends of t; rows of t are `stride` apart."""
+def store_tile(t, value, row, col, rows, cols, TMA: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr):
+    """Write value to the tile at row, col of a contiguous [rows, cols], cut off at its ends."""
     if TMA:
         t.store([row, col], value.to(t.dtype))
     else:
         r, c = row + tl.arange(0, BLOCK_R), col + tl.arange(0, BLOCK_C)
-        at = r[:, None].to(tl.int64) * stride + c[None, :]
+        at = r[:, None].to(tl.int64) * cols + c[None, :]
         tl.store(t + at, value.to(t.dtype.element_ty), mask=(r[:, None] < rows) & (c[None, :] < cols))
 
 
 @triton.jit
-def logits_tile(
-    x,
-    w,
-    row,
-    col,
-    N,
-    V,
-    D,
-    scale,
-    TMA: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_D: tl.constexpr,
+def product_tile(
+    x, w, row, col, N, V, D, TMA: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr
 ):
-    """The logits of a tile that begins at (row, col): float32 (BLOCK_M, BLOCK_N), -1e30 for words past the end, and
-    for -inf, with which the entropy would be 0 * -inf."""
+    """The tile of x W^T that begins at (row, col): float32 (BLOCK_M, BLOCK_N), 0 past the ends, -1e30 for -inf."""
+    tl.assume(D > 0)  # a loop that may have no step would make Triton 3.6 wait after each tensor-core instruction
     z = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
     for d in range(0, D, BLOCK_D):
         x_tile = load_tile(x, row, d, N, D, TMA, BLOCK_M, BLOCK_D)
         w_tile = load_tile(w, col, d, V, D, TMA, BLOCK_N, BLOCK_D)
         z = tl.dot(x_tile, w_tile.T, z, input_precision="tf32x3")  # float32 by three TF32 products
-    words = col + tl.arange(0, BLOCK_N)
-    z = z * scale
-    return tl.where((words[None, :] >= V) | (z < -1e30), -1e30, z)
+    return tl.maximum(z, LOWEST, propagate_nan=tl.PropagateNan.ALL)
 
 
 @triton.jit
@@ -110,7 +105,7 @@ def stats_kernel(
     N,
     V,
     D,
-    p_stride,
+    width,
     scale,
     ENTROPY: tl.constexpr,
     STORE: tl.constexpr,
@@ -120,27 +115,33 @@ def stats_kernel(
     BLOCK_D: tl.constexpr,
 ):
     """One tile of x [N, D], w [V, D]: writes lse_t and H_t to lse_ptr and entropy_ptr [tiles, N], z_y to z_y_ptr [N].
-    With STORE also the softmax within the tile to p_out [N, V]. x, w, p_out: descriptors with TMA, else pointers."""
+    With STORE also the softmax within the tile to p_out [N, width]. x, w, p_out: descriptors (TMA) or pointers."""
     row, tile = tl.program_id(0) * BLOCK_M, tl.program_id(1)  # neighbours in the grid share the tile of W
-    rows, words = row + tl.arange(0, BLOCK_M), tile * BLOCK_N + tl.arange(0, BLOCK_N)
+    rows, words = row + tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N)
+    col = tile * BLOCK_N
     y = tl.load(y_ptr + rows, mask=rows < N, other=-1)
-    # 1. the logits
-    z = logits_tile(x, w, row, tile * BLOCK_N, N, V, D, scale, TMA, BLOCK_M, BLOCK_N, BLOCK_D)
-    # 2. the target's logit, if it is here
-    hit = words[None, :] == y[:, None]
-    here = (y >= tile * BLOCK_N) & (y < tile * BLOCK_N + BLOCK_N) & (y < V) & (rows < N)
-    tl.store(z_y_ptr + rows, tl.sum(tl.where(hit, z, 0.0), 1), mask=here)
+    # 1. x W^T; times `scale`, which is 1 / (T log 2), these are the logits in units of log 2
+    z = product_tile(x, w, row, col, N, V, D, TMA, BLOCK_M, BLOCK_N, BLOCK_D)
+    z = tl.where(words[None, :] < V - col, z, LOWEST)
+    # 2. the target's logit, if it is here; most tiles hold no row's target
+    here = (y >= col) & (y < col + BLOCK_N) & (y < V)
+    if tl.max(here.to(tl.int32), 0) > 0:
+        hit = words[None, :] == (y - col).to(tl.int32)[:, None]
+        z_y = tl.sum(tl.where(hit, z, 0.0), 1)
+        z_y = tl.where(z_y <= LOWEST, -float("inf"), z_y * scale * LOG_2)  # a target that cannot be drawn shows
+        tl.store(z_y_ptr + rows, z_y, mask=here)
     # 3. log-sum-exp and entropy within the tile
-    top = tl.max(z, 1)
-    z = z - top[:, None]
-    p = tl.exp(z)
+    top = tl.max(z, 1) * scale
+    z = z * scale - top[:, None]
+    p = tl.exp2(z)
     total = tl.sum(p, 1)
-    tl.store(lse_ptr + tile * N + rows, top + tl.log(total), mask=rows < N)
+    log_total = tl.log2(total)
+    tl.store(lse_ptr + tile * N + rows, (top + log_total) * LOG_2, mask=rows < N)
     if ENTROPY:
-        h = tl.log(total) - tl.sum(p * z, 1) / total
+        h = (log_total - tl.sum(p * z, 1) / total) * LOG_2
         tl.store(entropy_ptr + tile * N + rows, h, mask=rows < N)
     if STORE:
-        store_tile(p_out, p / total[:, None], row, tile * BLOCK_N, N, V, p_stride, TMA, BLOCK_M, BLOCK_N)
+        store_tile(p_out, p * (1 / total)[:, None], row, col, N, width, TMA, BLOCK_M, BLOCK_N)
 
 
 @triton.jit
@@ -156,27 +157,27 @@ def dlogits_kernel(
     N,
     V,
     D,
-    dz_stride,
+    width,
     scale,
     TMA: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """Writes one tile of dz = a 1[v=y] + p (b + c log p) to dz_out [N, V]; lse, a, b, c are [N] float32."""
+    """Writes one tile of dz = a 1[v=y] + p (b + c log p) to dz_out [N, width]; lse, a, b, c are [N] float32."""
     row, col = tl.program_id(0) * BLOCK_M, tl.program_id(1) * BLOCK_N
-    rows, words = row + tl.arange(0, BLOCK_M), col + tl.arange(0, BLOCK_N)
+    rows, words = row + tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N)
     there = rows < N
-    y = tl.load(y_ptr + rows, mask=there, other=-1)
-    lse = tl.load(lse_ptr + rows, mask=there, other=0.0)
+    y = (tl.load(y_ptr + rows, mask=there, other=-1) - col).to(tl.int32)  # the target's place in the tile
+    lse = tl.load(lse_ptr + rows, mask=there, other=0.0) / LOG_2  # in units of log 2, as the logits are below
     a = tl.load(a_ptr + rows, mask=there, other=0.0)
     b = tl.load(b_ptr + rows, mask=there, other=0.0)
-    c = tl.load(c_ptr + rows, mask=there, other=0.0)
-    z = logits_tile(x, w, row, col, N, V, D, scale, TMA, BLOCK_M, BLOCK_N, BLOCK_D)
-    logp = z - lse[:, None]
-    dz = tl.exp(logp) * (b[:, None] + c[:, None] * logp)
-    dz += tl.where(words[None, :] == y[:, None], a[:, None], 0.0)
-    store_tile(dz_out, dz, row, col, N, V, dz_stride, TMA, BLOCK_M, BLOCK_N)
+    c = tl.load(c_ptr + rows, mask=there, other=0.0) * LOG_2
+    z = product_tile(x, w, row, col, N, V, D, TMA, BLOCK_M, BLOCK_N, BLOCK_D)
+    logp = z * scale - lse[:, None]
+    dz = tl.exp2(logp) * (b[:, None] + c[:, None] * logp)
+    dz = tl.where(words[None, :] == y[:, None], dz + a[:, None], dz)
+    store_tile(dz_out, dz, row, col, N, width, TMA, BLOCK_M, BLOCK_N)
 
 
 # ---- launching them ----
@@ -207,13 +208,12 @@ def describe(t: Tensor, TMA: bool, *block: int) -> TensorDescriptor | Tensor:
 
 def prepare(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """All contiguous, rows beginning at multiples of 16 bytes, as descriptors need; copies only what is not so yet."""
-    if INTERPRETED and hidden.dtype == torch.bfloat16:  # Triton's interpreter multiplies bfloat16 as integers
-        hidden, weight = hidden.float(), weight.float()
     extra = -hidden.shape[1] % 8
     if extra:
         hidden, weight = F.pad(hidden, (0, extra)), F.pad(weight, (0, extra))
-    hidden, weight, targets = hidden.contiguous(), weight.contiguous(), targets.contiguous()
-    return *(t if t.data_ptr() % 16 == 0 else t.clone() for t in (hidden, weight)), targets
+    # A view of one row counts as contiguous whatever its stride is: flattened and back, the stride is its length.
+    hidden, weight = (t.contiguous().view(-1).view(t.shape) for t in (hidden, weight))
+    return *(t if t.data_ptr() % 16 == 0 else t.clone() for t in (hidden, weight)), targets.contiguous()
 
 
 def device_of(t: Tensor):
@@ -221,22 +221,22 @@ def device_of(t: Tensor):
     return torch.cuda.device(t.device) if t.is_cuda else nullcontext()
 
 
-def chunks(rows: int) -> list[slice]:
-    """Equal slices of at most CHUNK_ROWS rows."""
-    n = -(-rows // CHUNK_ROWS)
+def chunks(rows: int, width: int) -> list[slice]:
+    """Equal slices of rows: below 2 * width rows, the logits would take less memory than dW in float32."""
+    n = -(-rows // max(CHUNK_ROWS, 2 * width))
     return [slice(i * rows // n, (i + 1) * rows // n) for i in range(n)]
 
 
 def logits_buffer(pieces: list[slice], vocab: int, like: Tensor) -> Tensor:
-    """Empty [longest chunk, V], with rows a multiple of 128 bytes apart: V = 50257 would misalign every one of them."""
+    """Empty [longest chunk, V rounded up to a multiple of 64]: V = 50257 would misalign every row but the first."""
     rows = max((r.stop - r.start for r in pieces), default=0)
-    return torch.empty(rows, -(-vocab // 64) * 64, dtype=like.dtype, device=like.device)[:, :vocab]
+    return torch.empty(rows, -(-vocab // 64) * 64, dtype=like.dtype, device=like.device)
 
 
 def tiled_stats(x: Tensor, w: Tensor, y: Tensor, temperature: float, entropy: bool, p: Tensor | None = None):
     """x [C, D], w [V, D], y [C] -> logprob, lse, H (or None), each [C], and lse_t [tiles, C].
 
-    p [C, V], if given, receives the softmax within each tile.
+    p [C, V rounded up], if given, receives the softmax within each tile.
     """
     (C, D), V, t = x.shape, len(w), tiling_for(x)
     M, N, K = t["BLOCK_M"], t["BLOCK_N"], t["BLOCK_D"]
@@ -256,14 +256,13 @@ def tiled_stats(x: Tensor, w: Tensor, y: Tensor, temperature: float, entropy: bo
             C,
             V,
             D,
-            0 if p is None else p.stride(0),
-            1 / temperature,
+            0 if p is None else p.shape[1],
+            1 / (temperature * math.log(2)),
             ENTROPY=entropy,
             STORE=p is not None,
             **t,
         )
     lse = lse_t.logsumexp(0)
-    z_y.masked_fill_(z_y <= -1e30, -torch.inf)  # a target that cannot be drawn shows
     h = None
     if entropy:
         log_share = lse_t - lse
@@ -274,7 +273,7 @@ def tiled_stats(x: Tensor, w: Tensor, y: Tensor, temperature: float, entropy: bo
 def dlogits(
     x: Tensor, w: Tensor, y: Tensor, lse: Tensor, a: Tensor, b: Tensor, c: Tensor, temperature: float, out: Tensor
 ) -> None:
-    """Writes dz [C, V] to out; the logits are computed again from x [C, D] and w [V, D]."""
+    """Writes dz to out [C, V rounded up]; the logits are computed again from x [C, D] and w [V, D]."""
     (C, D), V, t = x.shape, len(w), tiling_for(x)
     M, N, K = t["BLOCK_M"], t["BLOCK_N"], t["BLOCK_D"]
     with device_of(x):
@@ -290,15 +289,16 @@ def dlogits(
             C,
             V,
             D,
-            out.stride(0),
-            1 / temperature,
+            out.shape[1],
+            1 / (temperature * math.log(2)),
             **t,
         )
 
 
 def weight_gradient(w: Tensor, pieces: list[slice]) -> Tensor:
-    """Zeros [V, D], to which every chunk adds. float32 when there are several chunks: a sum of rounded sums drifts."""
-    return torch.zeros_like(w, dtype=w.dtype if len(pieces) == 1 else torch.float32)
+    """[V, D], empty until the first chunk fills it. float32 for several chunks: a sum of rounded sums drifts."""
+    make = torch.empty_like if pieces else torch.zeros_like
+    return make(w, dtype=w.dtype if len(pieces) == 1 else torch.float32)
 
 
 # ---- the differentiable function ----
@@ -312,7 +312,7 @@ class Logprob(torch.autograd.Function):
         x, w, targets = prepare(hidden, weight, targets)
         logprob, lse = (torch.empty(len(x), device=x.device) for _ in range(2))
         h = torch.empty_like(lse) if entropy else None
-        for rows in chunks(len(x)):
+        for rows in chunks(*x.shape):
             logprob[rows], lse[rows], h_rows, _ = tiled_stats(x[rows], w, targets[rows], temperature, entropy)
             if entropy:
                 h[rows] = h_rows
@@ -325,7 +325,7 @@ class Logprob(torch.autograd.Function):
         hidden, weight, targets, lse, h = ctx.saved_tensors
         need_x, need_w = ctx.needs_input_grad[:2]
         x, w, targets = prepare(hidden, weight, targets)
-        pieces = chunks(len(x))
+        pieces = chunks(*x.shape)
         dx = torch.empty_like(x) if need_x else None  # (N, D)
         dw = weight_gradient(w, pieces) if need_w else None  # (V, D)
         # dl/dz = a 1[v=y] + p (b + c log p), divided once more by T because z = x W^T / T
@@ -334,12 +334,13 @@ class Logprob(torch.autograd.Function):
         b = c * h - a if h is not None else -a
         buffer = logits_buffer(pieces, len(w), x)
         for rows in pieces:
-            dz = buffer[: rows.stop - rows.start]  # (C, V)
-            dlogits(x[rows], w, targets[rows], lse[rows], a[rows], b[rows], c[rows], ctx.temperature, dz)
+            padded = buffer[: rows.stop - rows.start]  # (C, V rounded up)
+            dlogits(x[rows], w, targets[rows], lse[rows], a[rows], b[rows], c[rows], ctx.temperature, padded)
+            dz = padded[:, : len(w)]  # (C, V)
             if need_x:
-                torch.mm(dz, w, out=dx[rows])
+                store_product(dx[rows], dz, w)
             if need_w:
-                add_product(dw, dz, x[rows])
+                add_product(dw, dz, x[rows], first=rows.start == 0)
         return restore(dx, hidden), restore(dw, weight), None, None, None
 
 

@@ -7,7 +7,7 @@ while its probabilities exist. For each chunk of C rows:
     1. stats_kernel    z = x W^T / T in tiles -> lse_t, H_t, z_y, and the softmax within the tile, p_t -> memory [C, V]
     2. torch           combines the tiles to logprob, lse, H; evaluates the loss; autograd gives g_lp, g_lse, g_H of
                        each row, and with them a, b, c of dz = a 1[v=y] + p (b + c log p)   (see `reference.py`)
-    3. scale_kernel    p_t -> dz, in place: p = p_t exp(lse_t - lse)
+    3. scale_kernel    p_t -> dz, in place: p = p_t exp(lse_t - lse); log p only if the loss has an entropy term
     4. cuBLAS          dx = dz W;   dW += dz^T x
 
 The softmax within the tile is stored, not the logits, because of precision. A bfloat16 keeps 8 bits: for a logit of 40
@@ -18,7 +18,7 @@ tests/test_kernels.py shows.)
 
 Cost: 3 matrix products (6 N D V FLOP) in place of 4; in bfloat16 6 bytes of traffic per logit (store, read, store)
 besides what the products read; memory [C, V] in the type of hidden, and dW in float32 when there is more than one
-chunk. C is 4096: each chunk reads and writes all of dW, which at C = 128 takes twice as long as the products.
+chunk. C is 4096 or more: each chunk reads and writes all of dW, which at C = 128 takes twice as long as the products.
 """
 
 import torch
@@ -28,6 +28,7 @@ from torch import Tensor
 
 from kernels import reference
 from kernels.gpu.logprob import (
+    LOWEST,
     chunks,
     device_of,
     logits_buffer,
@@ -37,13 +38,13 @@ from kernels.gpu.logprob import (
     tiling_for,
     weight_gradient,
 )
-from kernels.products import add_product
+from kernels.products import add_product, store_product
 
 
 @triton.jit
 def scale_kernel(
     p_ptr,
-    stride,
+    width,
     y_ptr,
     logprob_ptr,
     lse_t_ptr,
@@ -52,49 +53,45 @@ def scale_kernel(
     b_ptr,
     c_ptr,
     N,
-    V,
+    T,
+    BLOCK_T: tl.constexpr,
     BLOCK_N: tl.constexpr,
-    BLOCK_V: tl.constexpr,
 ):
-    """BLOCK_V words of one row: p_t becomes dz = a 1[v=y] + p (b + c log p), in place. lse_t [tiles, N]."""
+    """BLOCK_T tiles of one row of p [N, width]: p_t becomes dz = a 1[v=y] + p (b + c log p), in place; c may be None.
+    lse_t is [T, N], a row for each tile."""
     row = tl.program_id(0)
-    words = tl.program_id(1) * BLOCK_V + tl.arange(0, BLOCK_V)
-    p_ptrs = p_ptr + row.to(tl.int64) * stride + words  # row * stride passes 2^31
-    p_t = tl.load(p_ptrs, mask=words < V, other=0.0).to(tl.float32)
-    tile = tl.minimum(words, V - 1) // BLOCK_N
-    log_share = tl.load(lse_t_ptr + tile * N + row) - tl.load(lse_ptr + row)
-    p = p_t * tl.exp(log_share)
-    logp = tl.log(tl.maximum(p_t, 1e-37)) + log_share  # where p_t is 0, so is p log p
+    tiles = tl.program_id(1) * BLOCK_T + tl.arange(0, BLOCK_T)
+    words = tiles[:, None] * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]  # (BLOCK_T, BLOCK_N)
+    # Unlike V, the width is a multiple of 64: words are loaded and stored eight at a time.
+    p_ptrs = p_ptr + row.to(tl.int64) * width + words  # row * width passes 2^31
+    p_t = tl.load(p_ptrs, mask=words < width, other=0.0).to(tl.float32)
+    # p = p_t s_t, with s_t = exp(lse_t - lse)
+    log_share = tl.load(lse_t_ptr + tiles * N + row, mask=tiles < T, other=0.0) - tl.load(lse_ptr + row)
+    share = tl.exp(log_share)
     # At the target of a confident model a + b p is 1 - p, nearly 0: only the exact p is precise enough there.
     logprob = tl.load(logprob_ptr + row)
-    hit = words == tl.load(y_ptr + row)
-    p, logp = tl.where(hit, tl.exp(logprob), p), tl.where(hit, logprob, logp)
-    dz = p * (tl.load(b_ptr + row) + tl.load(c_ptr + row) * logp) + tl.where(hit, tl.load(a_ptr + row), 0.0)
-    tl.store(p_ptrs, dz.to(p_ptr.dtype.element_ty), mask=words < V)
+    slope = tl.load(b_ptr + row)  # b + c log p
+    slope_y = slope
+    if c_ptr is not None:
+        c = tl.load(c_ptr + row)
+        logp = log_share[:, None] + tl.log(tl.maximum(p_t, 1e-37))  # where p_t is 0, so is p log p
+        slope, slope_y = slope + c * logp, slope + c * tl.maximum(logprob, LOWEST)
+    dz = p_t * share[:, None] * slope
+    dz_y = tl.load(a_ptr + row) + tl.exp(logprob) * slope_y
+    dz = tl.where(words == tl.load(y_ptr + row).to(tl.int32), dz_y, dz)
+    tl.store(p_ptrs, dz.to(p_ptr.dtype.element_ty), mask=words < width)
 
 
 def softmax_to_dlogits(
-    p: Tensor, y: Tensor, logprob: Tensor, lse: Tensor, lse_t: Tensor, a: Tensor, b: Tensor, c: Tensor
+    p: Tensor, y: Tensor, logprob: Tensor, lse: Tensor, lse_t: Tensor, a: Tensor, b: Tensor, c: Tensor | None
 ) -> None:
-    """p [C, V], the softmax within each tile, becomes dz. A kernel that works in place must never be autotuned, because
-    autotuning runs it several times."""
-    (C, V), BLOCK_V = p.shape, 4096
+    """p [C, V rounded up], the softmax within each tile, becomes dz. A kernel that works in place must never be
+    autotuned, because autotuning runs it several times."""
+    (C, width), (T, _), BLOCK_N = p.shape, lse_t.shape, tiling_for(p)["BLOCK_N"]
+    BLOCK_T = 4096 // BLOCK_N
     with device_of(p):
-        scale_kernel[(C, triton.cdiv(V, BLOCK_V))](
-            p,
-            p.stride(0),
-            y,
-            logprob,
-            lse_t,
-            lse,
-            a,
-            b,
-            c,
-            C,
-            V,
-            BLOCK_N=tiling_for(p)["BLOCK_N"],
-            BLOCK_V=BLOCK_V,
-            num_warps=8,
+        scale_kernel[(C, triton.cdiv(T, BLOCK_T))](
+            p, width, y, logprob, lse_t, lse, a, b, c, C, T, BLOCK_T=BLOCK_T, BLOCK_N=BLOCK_N, num_warps=8
         )
 
 
@@ -106,7 +103,7 @@ class TokenLoss(reference.TokenLoss):
     def forward(ctx, hidden, weight, targets, loss_fn, extras, temperature, entropy):
         need_x, need_w = ctx.needs_input_grad[:2]
         x_all, w, targets = prepare(hidden, weight, targets)
-        pieces = chunks(len(x_all))
+        pieces = chunks(*x_all.shape)
         dx = torch.empty_like(x_all) if need_x else None  # (N, D)
         dw = weight_gradient(w, pieces) if need_w else None  # (V, D)
         all_stats = [torch.empty(len(x_all), device=x_all.device) for _ in range(3 if entropy else 2)]
@@ -115,7 +112,7 @@ class TokenLoss(reference.TokenLoss):
         for rows in pieces:
             # 1. the statistics of each row, and the softmax within each tile
             x, y = x_all[rows], targets[rows]
-            p = None if buffer is None else buffer[: len(x)]  # (C, V)
+            p = None if buffer is None else buffer[: len(x)]  # (C, V rounded up)
             logprob, lse, h, lse_t = tiled_stats(x, w, y, temperature, entropy, p)
             stats = [logprob, lse, h] if entropy else [logprob, lse]
             for whole, part in zip(all_stats, stats, strict=True):
@@ -127,12 +124,13 @@ class TokenLoss(reference.TokenLoss):
             if buffer is None:
                 continue
             # 3. the gradient by the logits, divided once more by T because z = x W^T / T
-            softmax_to_dlogits(p, y, logprob, lse, lse_t, *(g / temperature for g in abc))
+            softmax_to_dlogits(p, y, logprob, lse, lse_t, *(None if g is None else g / temperature for g in abc))
             # 4. the two products
+            dz = p[:, : len(w)]  # (C, V)
             if need_x:
-                torch.mm(p, w, out=dx[rows])
+                store_product(dx[rows], dz, w)
             if need_w:
-                add_product(dw, p, x)
+                add_product(dw, dz, x, first=rows.start == 0)
         ctx.grads = [restore(dx, hidden), restore(dw, weight)]
         ctx.mark_non_differentiable(*all_stats)
         return loss, *all_stats

@@ -37,6 +37,7 @@ def choose_device(name: str) -> torch.device:
         # cuDNN's attention makes a new plan for every shape, and packed rows and generation have many shapes. What it
         # would bring where all rows have one length, benchmarks/attention.py measures.
         torch.backends.cuda.enable_cudnn_sdp(False)
+        torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False  # long sums stay in float32
     return torch.device(name)
 
 
