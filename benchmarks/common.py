@@ -91,9 +91,10 @@ def timed(work: Callable[[], int], device: torch.device) -> Run:
 
 def compare(contestants: dict[str, Run], device: torch.device, repeats: int) -> dict[str, tuple[list[float], int]]:
     """Name -> (rate of each repeat, threads). Contestants take turns, since the speed of a machine drifts. On the CPU
-    each uses one thread or all cores, whichever was faster in a trial run."""
+    each uses one thread or all cores, whichever was faster in a trial run, after a first run that only warms up."""
     threads = {}
     for name, run in contestants.items():
+        run()
         tried = {}
         for count in sorted({1, machine.cores()}) if device.type == "cpu" else [torch.get_num_threads()]:
             torch.set_num_threads(count)

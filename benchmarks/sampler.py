@@ -12,8 +12,9 @@ with the lowest and the highest, and the ratio is the median over the turns. On 
 thread and all cores, and keeps what was faster. `roofline` below computes the roofline from the rates of this machine
 that the page names.
 
-Two more tables: the same work four times (cost must grow in proportion), and one model with contexts of four sizes
-(decoding must not pay for positions that are not used).
+Three more tables: the same work four times (cost must grow in proportion), one model with contexts of four sizes
+(decoding must not pay for positions that are not used), and short sequences beside a long one (they must not pay for
+each other).
 """
 
 import argparse
@@ -50,6 +51,13 @@ def ours(model: Transformer, prompts: list, stop: list, samples: int, new: int, 
         return sum(lengths)
 
     return timed(work, model.head_weight.device)
+
+
+def beside(model: Transformer, lengths: list[int], new: list[int]) -> Run:
+    """Generations per second of prompts of these lengths, with answers of exactly these lengths."""
+    sampler = Sampler(model, slots=len(lengths), max_length=model.config.max_length)
+    prompts = [[1 + i % 9] * n for i, n in enumerate(lengths)]
+    return timed(lambda: len(sampler.generate(prompts, max_new_tokens=new)) // len(prompts), model.head_weight.device)
 
 
 def roofline(model: Transformer, prompts: list, lengths: list[int], samples: int, rates: tuple[float, float]) -> float:
@@ -171,6 +179,31 @@ def main() -> None:
             for context in (64 + a.new_tokens, 1024, 4096, 16384)
         }
         growth(f"Does an unused context cost? {size}:", "context of the model", variants)
+        size = "0.1M"
+        model = model_of(size, 2048)
+        page.head(
+            f"Do short sequences pay for a long one? {size}, 64 slots, milliseconds:",
+            "",
+            "short",
+            "long",
+            "both",
+            "ratio",
+        )
+        for words, lengths, new in (
+            ("63 prompts of 16 tokens, one of 2,000; 32 new tokens", [16] * 63 + [2000], [32] * 64),
+            ("prompts of 16 tokens; 63 answers of 20 tokens, one of 2,000", [16] * 64, [20] * 63 + [2000]),
+        ):
+            runs = {
+                "short": beside(model, lengths[:-1], new[:-1]),
+                "long": beside(model, lengths[-1:], new[-1:]),
+                "both": beside(model, lengths, new),
+            }
+            rates = {name: values for name, (values, _) in compare(runs, device, a.repeats).items()}
+            times = {name: statistics.median(1000 / rate for rate in values) for name, values in rates.items()}
+            share = statistics.median(
+                (1 / both) / (1 / short + 1 / long) for short, long, both in zip(*rates.values(), strict=True)
+            )
+            page.row(words, *(f"{ms:,.0f}" for ms in times.values()), f"{share:.2f}x of the sum")
     if a.markdown:
         page.write("sampler")
 

@@ -4,9 +4,9 @@
     python benchmarks/train.py --model 10M --only sft
     python benchmarks/train.py --markdown                   also writes docs/results/train-<device>.md
 
-SFT: examples of 32 to 256 tokens, every token trained, AdamW; tokens of examples a second. TRL runs twice: padded,
-which is what transformers' Trainer does, and with packing ("wrapped": examples are cut where a row ends, so that every
-row is full). Ours packs whole examples, kept apart by a mask.
+SFT: examples of 32 to 256 tokens, every token but the first trained, AdamW; tokens of examples a second. TRL runs
+twice: padded, with examples of like length together, and with packing ("wrapped": examples are cut where a row ends, so
+every row is full). Ours packs whole examples, kept apart by a mask. Both sides are timed inside their own trainers.
 
 RL: a GRPO step of prompts x group rollouts, a random reward, one update; seconds a step. One token of the vocabulary
 ends an answer, so the vocabulary's size sets how long answers are: of at most 256 tokens 160 on average with --ends
@@ -30,13 +30,11 @@ from itertools import pairwise
 from pathlib import Path
 
 import torch
-from common import SHAPES, Page, Run, clock, compare, make_model, ratio, spread
+from common import SHAPES, Page, Run, compare, make_model, ratio, spread
 
 import train_rl
 import train_sft
 from nanopcf import checkpoint
-from nanopcf.optim import Optimizer
-from nanopcf.packing import Sequence, pack
 from nanopcf.run import machine
 from nanopcf.run.folder import read_metrics
 from nanopcf.tokenizer import word_tokenizer
@@ -112,22 +110,38 @@ def examples(a: argparse.Namespace) -> list[list[int]]:
 
 
 def sft_ours(folder: Path, a: argparse.Namespace, compiled: bool) -> Run:
-    ids = examples(a)
-    tokens = sum(map(len, ids))
-    model, _ = checkpoint.load(folder / "model", a.device, a.dtype)
-    if compiled:
-        machine.compile_blocks(model)
-    optimizer = Optimizer(model)
-
-    def step() -> None:
-        rows = pack([Sequence(s, 1) for s in ids], a.length)
-        for part in rows.map(lambda t: t.to(a.device)).split(a.micro):
-            (train_sft.sft_loss(model, part) / tokens).backward()
-        optimizer.step(1e-4, 1.0)
+    rows = []
+    for first, *rest in examples(a):  # the end token is one of an example's
+        rows.append({"prompt": str(first), "answer": "7", "trajectory": " ".join(map(str, rest[:-1]))})
+    (folder / "sft.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    (folder / "val.jsonl").write_text(json.dumps(rows[0]) + "\n")
 
     def run() -> float:
-        step()
-        return tokens * a.steps / sum(clock(step, a.device)[0] for _ in range(a.steps))
+        out = folder / f"sft-{time.monotonic_ns()}"
+        train_sft.main(
+            train_sft.SFTConfig(
+                model=str(folder / "model"),
+                train=str(folder / "sft.jsonl"),
+                val=str(folder / "val.jsonl"),
+                out=str(out),
+                steps=a.steps + 1,
+                batch=len(rows),
+                pack_length=a.length,
+                micro_rows=a.micro,
+                checkpoint_every=1,
+                keep=1,
+                threads=torch.get_num_threads(),
+                device=str(a.device),
+                dtype=str(a.dtype).removeprefix("torch."),
+                lr=1e-4,
+                warmup=0,
+                compile=compiled,
+            )
+        )
+        release(compiled)
+        rates = [r["tokens_per_s"] for r in read_metrics(out / "metrics.jsonl") if "tokens_per_s" in r]
+        shutil.rmtree(out)
+        return a.steps / sum(1 / rate for rate in rates[1:])
 
     return run
 
@@ -148,6 +162,7 @@ def sft_theirs(folder: Path, a: argparse.Namespace, packed: bool) -> Run:
         gradient_accumulation_steps=len(ids) // micro,
         max_length=a.length,
         dataset_kwargs={"skip_prepare_dataset": True},
+        train_sampling_strategy="random" if packed else "group_by_length",
         **quiet(folder, a),
     )
 
@@ -300,7 +315,7 @@ def main() -> None:
                 {}
                 if trl is None
                 else {
-                    "TRL, padded": sft_theirs(folder, a, packed=False),
+                    "TRL, by length": sft_theirs(folder, a, packed=False),
                     "TRL, packing": sft_theirs(folder, a, packed=True),
                 }
             )

@@ -8,6 +8,7 @@ first `expert_tokens` tokens of a rollout are the expert's. Their log-prob is 0:
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 
 import numpy as np
 import torch
@@ -82,6 +83,8 @@ def roll_out(
     the length of prefixes; decode: (prompt, response), both as ids, -> the text to judge; verify: `rewards.verify`.
     """
 
+    verify = cache(verify)  # responses to a problem are often the same
+
     def judged(problem: Problem, completion: Completion, prefix: Sequence[int] = ()) -> Rollout:
         tokens = [*prefix, *completion.tokens]
         logprobs = [0.0] * len(prefix) + completion.logprobs
@@ -94,11 +97,7 @@ def roll_out(
         return Rollout(tokens, [0.0] * len(tokens), len(tokens), correct, truncated=False)
 
     # 1. The policy's own responses. An expert alone leaves no place for them, an expert in the group takes one.
-    own = group
-    if recipe.expert == "only":
-        own = 0
-    elif recipe.expert in ("beside", "prefix"):
-        own = group - 1
+    own = {"only": 0, "beside": group - 1, "prefix": group - 1}.get(recipe.expert, group)
     options = dict(temperature=temperature, stop_ids=stop_ids, places=places)
     completions: list[Completion] = []
     if own:
