@@ -173,7 +173,9 @@ def versions(device: torch.device) -> str:
             line.split(":")[1].strip() for line in products.processor().splitlines() if line.startswith("model name")
         ]
         where = f"{machine.cores()} cores of {names[0] if names else platform.machine()}"
-    others = "".join(of(p) for p in ("triton", "transformers", "trl", "liger-kernel", "cut-cross-entropy"))
+    others = "".join(
+        of(p) for p in ("triton", "transformers", "trl", "liger-kernel", "cut-cross-entropy", "openvino-genai")
+    )
     return f"{where}; Python {platform.python_version()}, torch {torch.__version__}{others}; {datetime.date.today()}"
 
 

@@ -6,11 +6,11 @@
 
 Prompts of 8 to 64 tokens, several samples each, temperature 1, and answers that end at random: one token in 64 is a
 stop token, so lengths are about geometric up to --new-tokens. Weights are random: it does not matter what is drawn,
-only how fast. transformers gets all sequences in one left-padded batch with its dynamic cache, and need not return
-log-probs; ours always does. A token counts until its sequence ends. Contestants take turns. The tables show medians,
-with the lowest and the highest, and the ratio is the median over the turns. On the CPU each side first tries one
-thread and all cores, and keeps what was faster. `roofline` below computes the roofline from the rates of this machine
-that the page names.
+only how fast. transformers gets all sequences in one left-padded batch with its dynamic cache. Neither it nor OpenVINO
+GenAI (--openvino, on a CPU) returns log-probs; ours always does. A token counts until its sequence ends. Contestants
+take turns. The tables show medians, with the lowest and the highest, and the ratio is the median over the turns. On the
+CPU each side first tries one thread and all cores, and keeps what was faster. `roofline` below computes the roofline
+from the rates of this machine that the page names.
 
 Three more tables: the same work four times (cost must grow in proportion), one model with contexts of four sizes
 (decoding must not pay for positions that are not used), and short sequences beside a long one (they must not pay for
@@ -107,6 +107,33 @@ def theirs(model: Transformer, prompts: list, stop: list, samples: int, new: int
     return timed(work, device)
 
 
+def openvino(model: Transformer, prompts: list, stop: list, samples: int, new: int) -> Run:
+    """OpenVINO GenAI's continuous batching, a dedicated engine for CPUs: weights, arithmetic and cache in float32, and
+    no log-probs. Raises ImportError where it isn't installed."""
+    import openvino
+    import openvino_genai as genai
+    from optimum.exporters.openvino import main_export
+
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint.save(model, word_tokenizer("0123456789"), Path(folder) / "m")
+        main_export(f"{folder}/m", f"{folder}/exported", task="text-generation-with-past", dtype="fp32")
+        scheduler = genai.SchedulerConfig()
+        scheduler.max_num_seqs = len(prompts) * samples
+        precision = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32"}
+        engine = genai.ContinuousBatchingPipeline(f"{folder}/exported", scheduler, "CPU", precision)
+    config = genai.GenerationConfig()
+    config.do_sample, config.temperature, config.top_p, config.top_k = True, 1.0, 1.0, model.config.vocab_size
+    config.max_new_tokens, config.num_return_sequences = new, samples
+    config.stop_token_ids, config.eos_token_id = set(stop), -1
+    inputs = [openvino.Tensor(np.array([p], dtype=np.int64)) for p in prompts]
+
+    def work() -> int:
+        results = engine.generate(inputs, [config] * len(prompts))
+        return sum(len(ids) for result in results for ids in result.m_generation_ids)
+
+    return timed(work, model.head_weight.device)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--models", nargs="+", metavar="SIZE", choices=SHAPES, help=f"of {', '.join(SHAPES)}")
@@ -116,6 +143,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--openvino", action="store_true", help="against OpenVINO GenAI too (extra `openvino`)")
     parser.add_argument("--only-peers", action="store_true", help="leave the two tables about growth out")
     parser.add_argument("--markdown", action="store_true", help="write docs/results/sampler-<device>.md")
     a = parser.parse_args()
@@ -145,6 +173,7 @@ def main() -> None:
         "ratio",
         "of the roofline",
         "threads",
+        *(["OpenVINO GenAI, tokens/s", "nanopcf against it"] if a.openvino else []),
     )
     for size in names:
         model = model_of(size)
@@ -155,6 +184,8 @@ def main() -> None:
             found["transformers"] = theirs(model, prompts, stop, a.samples, a.new_tokens)
         except ImportError:
             print('(no transformers: pip install -e ".[bench]")', file=sys.stderr)
+        if a.openvino:
+            found["OpenVINO"] = openvino(model, prompts, stop, a.samples, a.new_tokens)
         rates = compare(found, device, a.repeats)
         mine, threads = rates["nanopcf"]
         peer, against = "–", "–"
@@ -164,7 +195,11 @@ def main() -> None:
             threads = f"{their_threads}, {threads}"
         bound = sum(lengths) / roofline(model, prompts, lengths, a.samples, limits)
         share = f"{statistics.median(mine) / bound:.0%}"
-        page.row(f"{model.parameter_count() / 1e6:.1f}M", peer, spread(mine), against, share, str(threads))
+        cells = [f"{model.parameter_count() / 1e6:.1f}M", peer, spread(mine), against, share, str(threads)]
+        if a.openvino:
+            values, _ = rates["OpenVINO"]
+            cells += [spread(values), f"{ratio(mine, values):.2f}x"]
+        page.row(*cells)
     if not a.only_peers:
         size = names[0]
         model = model_of(size)
