@@ -194,8 +194,9 @@ def compiler(device: torch.device, dry: bool) -> None:
         page.head(f"{arch}; aims: no spills, and on sm_90 wgmma in bf16:", *rows[0])
     for row in rows:
         page.row(*map(str, row.values()))
-    warnings = [line for line in done.stderr.splitlines() if "C7515" in line or "serializ" in line]
-    page.add("", f"Warnings that tensor-core instructions wait for each other: {len(warnings)}; aim 0.")
+    # What ptxas warns of as C7515. Triton hides its warnings, and its cache holds kernels without them.
+    waiting = sum(0 < row["wgmma"] <= row["waits"] for row in rows)
+    page.add("", f"Kernels whose tensor-core instructions wait for each other: {waiting}; aim 0.")
     if done.returncode:
         raise SystemExit(done.stderr)
 

@@ -21,4 +21,5 @@ def draw(p: Tensor, uniform: Tensor) -> Tensor:
         return found
     words = blocks[torch.arange(len(p), device=p.device), found[:, 0]]  # (B, BLOCK)
     rest = (threshold - cumulative.gather(-1, found)) / words.sum(-1, keepdim=True) + 1  # how far into the block
-    return found * BLOCK + draw(words, rest.clamp(0, 1 - 2**-24))
+    word = found * BLOCK + draw(words, rest.clamp(0, 1 - 2**-24))
+    return word.clamp_(max=p.shape[-1] - 1)  # of probabilities that are NaN too, a word that exists

@@ -151,7 +151,7 @@ class Sampler:
         on_gpu = model.head_weight.device.type == "cuda"
         self.check_every = 8 if on_gpu else 1  # steps between two looks at which sequences have ended
         self.capture = graph_capture if on_gpu else None
-        self.kept: Buffers | None = None  # on a GPU, with the graphs that were captured of their step
+        self.kept: tuple[Buffers, Replay] | None = None  # on a GPU, with the graphs captured of their step
 
     @torch.inference_mode()
     def generate(
@@ -180,9 +180,9 @@ class Sampler:
         limits = [min(limit, self.max_length - len(p)) for p, limit in zip(prompts, limits, strict=True)]
         starts = n * np.array(range(len(prompts)) if places is None else places, dtype=np.int64)
         uniforms = counter_uniforms(seed, (starts[:, None] + np.arange(n)).ravel(), max(limits))  # (sequences, longest)
-        buffers = self.buffers(*uniforms.shape, max(len(p) + limit for p, limit in zip(prompts, limits, strict=True)))
-        work = Generation(buffers, self.slots, prompts, n, limits, uniforms)
-        stop = tuple(sorted(stop_ids))
+        length = max(len(p) + limit for p, limit in zip(prompts, limits, strict=True))
+        buffers, step = self.buffers(*uniforms.shape, length)
+        work, stop = Generation(buffers, self.slots, prompts, n, limits, uniforms), tuple(sorted(stop_ids))
         with packed_weights():
             while True:
                 # ---- 1. fill: free slots take waiting sequences; when none waits, the live rows move together ----
@@ -192,7 +192,7 @@ class Sampler:
                     return work.completions()
                 # ---- 2. step: draw a token in every live row and feed it, until it is time to see what has ended ----
                 for _ in range(1 if stream else self.check_every):
-                    buffers.step(work.spans(), temperature, top_p, stop)
+                    step(work.spans(), temperature, top_p, stop)
                     if stream:
                         now = buffers.slots.first(work.live)
                         for sequence, token in zip(now.sequence.tolist(), now.token.tolist(), strict=True):
@@ -201,19 +201,19 @@ class Sampler:
                     end_at_strings(self.stop, buffers, work.live)
                 work.free += buffers.slots.ended[: work.live].nonzero().squeeze(-1).tolist()
 
-    def buffers(self, sequences: int, longest: int, length: int) -> Buffers:
-        """For so many sequences, of at most `longest` new tokens, and `length` tokens with their prompts.
+    def buffers(self, sequences: int, longest: int, length: int) -> tuple[Buffers, Callable[..., None]]:
+        """For so many sequences, of at most `longest` new tokens, and `length` tokens with their prompts; and the step.
 
-        On a GPU those of the last call, with the graphs of their step, or larger ones in their place.
-        """
+        On a GPU those of the last call, with the graphs of their step, or larger ones in their place."""
         if not self.capture:
-            return Buffers(self.model, min(self.slots, sequences), sequences, longest, length)
-        size = sequences, longest, min(2 ** max(6, (length - 1).bit_length()), -(-self.max_length // 64) * 64)
-        if self.kept:
-            size = tuple(map(max, size, self.kept.size))
-        if not self.kept or size != self.kept.size:
-            self.kept = Buffers(self.model, self.slots, *size)
-            self.kept.step = Replay(self.kept.step, self.capture(), self.slots, size[2])
+            buffers = Buffers(self.model, min(self.slots, sequences), sequences, longest, length)
+            return buffers, buffers.step
+        length = min(2 ** max(6, (length - 1).bit_length()), -(-self.max_length // 64) * 64)
+        had = self.kept[0].size if self.kept else (0, 0, 0)
+        if (size := tuple(map(max, had, (sequences, longest, length)))) != had:
+            self.kept = None  # freed before the larger ones are made
+            buffers = Buffers(self.model, self.slots, *size)
+            self.kept = buffers, Replay(buffers.step, self.capture(), self.slots, size[2])
         return self.kept
 
     def check(self, prompts: list[list[int]], n: int, limits: list[int], temperature: float, top_p: float) -> None:

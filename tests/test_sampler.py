@@ -1,6 +1,9 @@
 """What is drawn does not depend on slots, batches or refills, and its log-probs are the model's."""
 
+import gc
+import weakref
 from dataclasses import replace
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -9,7 +12,7 @@ import torch
 import nanopcf.model
 from nanopcf.model import Transformer
 from nanopcf.padding import similar
-from nanopcf.sampler import Replay, Sampler, counter_uniforms, sample
+from nanopcf.sampler import Buffers, Replay, Sampler, counter_uniforms, sample
 
 
 def greedy_by_hand(model, prompt: list[int], count: int, stop: int) -> list[int]:
@@ -123,6 +126,8 @@ def test_a_large_vocabulary_is_drawn_from_in_two_levels(words):
     assert (cumulative.gather(-1, token[:, None]) >= at - 1e-6).all()
     before = cumulative.gather(-1, token[:, None]) - logprob.double().exp()[:, None]
     assert (before <= at + 1e-6).all()
+    token, logprob = sample(torch.full((1, words), torch.nan), uniform[:1], 1.0, 1.0)  # the caller stops at the NaN
+    assert token.item() < words and logprob.isnan()
 
 
 def test_seed_changes_the_samples_and_nothing_else_does(model):
@@ -237,6 +242,28 @@ def test_rows_that_have_ended_stay_within_the_context(tiny_config):
     got = sampler.generate(prompts, **options)
     assert [(c.tokens, c.finish_reason) for c in got] == [(c.tokens, c.finish_reason) for c in want]
     assert [len(c.tokens) for c in got] == [2, 2, 35, 35, 10, 10]
+
+
+def test_larger_buffers_take_the_place_of_the_old_ones(model):
+    """A GPU cannot hold two caches: the old one is gone before the new one is made, and no reference cycle keeps either
+    until Python's collector comes by."""
+    sampler, made = Sampler(model, slots=2, max_length=64), []
+
+    def buffers_of(*arguments):
+        assert not any(buffers() for buffers in made)
+        made.append(weakref.ref(new := Buffers(*arguments)))
+        return new
+
+    sampler.check_every, sampler.capture = 8, lambda: lambda work: work
+    with mock.patch("nanopcf.sampler.Buffers", buffers_of):
+        gc.disable()
+        try:
+            for count in (1, 3, 2, 5):
+                sampler.generate([[1]] * count, max_new_tokens=20)
+            del sampler
+            assert len(made) == 3 and not any(buffers() for buffers in made)
+        finally:
+            gc.enable()
 
 
 def test_steps_of_many_lengths_are_few_captures():

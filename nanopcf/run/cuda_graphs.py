@@ -4,6 +4,7 @@ A graph replays the same kernels on the same addresses and shapes. So the sample
 the shapes of a step are rounded up, to so few values that each is captured once and replayed often.
 """
 
+import gc
 from collections.abc import Callable, Hashable
 from functools import partial
 
@@ -44,14 +45,19 @@ def graph_capture() -> Callable[[Callable[[], None]], Callable[[], None]]:
     """A function capture(work) that records work() as a CUDA graph and returns the function that replays it.
 
     Capturing runs nothing. All graphs of one `capture` keep their temporaries in the same memory, since none of these
-    is needed after its replay.
+    is needed after its replay. Older versions of torch collect Python's garbage before each capture: frozen, the
+    objects that exist cost no time there.
     """
     pool = torch.cuda.graph_pool_handle()
 
     def capture(work: Callable[[], None]) -> Callable[[], None]:
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
-            work()
+        gc.freeze()
+        try:
+            with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+                work()
+        finally:
+            gc.unfreeze()
         return graph.replay
 
     return capture
