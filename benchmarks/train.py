@@ -98,6 +98,34 @@ def theirs(folder: Path) -> dict:
     )
 
 
+def ours(folder: Path, a: argparse.Namespace, rows: list[dict], compiled: bool) -> dict:
+    """Settings that both of our trainers share; the rows to train on are written into the folder."""
+    (folder / "train.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    (folder / "val.jsonl").write_text(json.dumps(rows[0]) + "\n")
+    return dict(
+        model=str(folder / "model"),
+        train=str(folder / "train.jsonl"),
+        val=str(folder / "val.jsonl"),
+        out=str(folder / f"run-{time.monotonic_ns()}"),
+        steps=a.steps + 1,
+        micro_rows=a.micro,
+        threads=torch.get_num_threads(),
+        device=str(a.device),
+        dtype=str(a.dtype).removeprefix("torch."),
+        lr=1e-4,
+        warmup=0,
+        compile=compiled,
+    )
+
+
+def finished(settings: dict, column: str) -> list[dict]:
+    """The lines of a run's metrics that have this column. The run is removed: 14 bytes a parameter."""
+    release(settings["compile"])
+    rows = [r for r in read_metrics(Path(settings["out"]) / "metrics.jsonl") if column in r]
+    shutil.rmtree(settings["out"])
+    return rows
+
+
 # ---- SFT: tokens a second ----
 
 
@@ -113,34 +141,13 @@ def sft_ours(folder: Path, a: argparse.Namespace, compiled: bool) -> Run:
     rows = []
     for first, *rest in examples(a):  # the end token is one of an example's
         rows.append({"prompt": str(first), "answer": "7", "trajectory": " ".join(map(str, rest[:-1]))})
-    (folder / "sft.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
-    (folder / "val.jsonl").write_text(json.dumps(rows[0]) + "\n")
 
     def run() -> float:
-        out = folder / f"sft-{time.monotonic_ns()}"
+        settings = ours(folder, a, rows, compiled)
         train_sft.main(
-            train_sft.SFTConfig(
-                model=str(folder / "model"),
-                train=str(folder / "sft.jsonl"),
-                val=str(folder / "val.jsonl"),
-                out=str(out),
-                steps=a.steps + 1,
-                batch=len(rows),
-                pack_length=a.length,
-                micro_rows=a.micro,
-                checkpoint_every=1,
-                keep=1,
-                threads=torch.get_num_threads(),
-                device=str(a.device),
-                dtype=str(a.dtype).removeprefix("torch."),
-                lr=1e-4,
-                warmup=0,
-                compile=compiled,
-            )
+            train_sft.SFTConfig(batch=len(rows), pack_length=a.length, checkpoint_every=1, keep=1, **settings)
         )
-        release(compiled)
-        rates = [r["tokens_per_s"] for r in read_metrics(out / "metrics.jsonl") if "tokens_per_s" in r]
-        shutil.rmtree(out)
+        rates = [r["tokens_per_s"] for r in finished(settings, "tokens_per_s")]
         return a.steps / sum(1 / rate for rate in rates[1:])
 
     return run
@@ -184,45 +191,30 @@ def questions(a: argparse.Namespace, count: int) -> list[str]:
 
 def rl_ours(folder: Path, a: argparse.Namespace, compiled: bool) -> Run:
     rows = [{"prompt": q, "answer": "7"} for q in questions(a, a.prompts)]
-    (folder / "rl.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
-    (folder / "val.jsonl").write_text(json.dumps(rows[0]) + "\n")
 
     def run() -> float:
-        out = folder / f"rl-{time.monotonic_ns()}"
+        settings = ours(folder, a, rows, compiled)
         judge, verifier = random.Random(0), train_rl.verifier
         train_rl.verifier = lambda _: lambda *_: float(judge.random() < 0.5)  # a reward that is never constant
         try:
             train_rl.main(
                 train_rl.RLConfig(
-                    model=str(folder / "model"),
-                    train=str(folder / "rl.jsonl"),
-                    val=str(folder / "val.jsonl"),
-                    out=str(out),
                     algo="grpo",
                     set=("entropy_coef=0",),
-                    steps=a.steps + 1,
                     prompts=a.prompts,
                     update_prompts=a.prompts,
                     group=a.group,
                     max_new_tokens=a.new_tokens,
                     pack_length=a.new_tokens + 32,
-                    micro_rows=a.micro,
                     slots=a.prompts * a.group,
                     eval_every=10**6,
                     checkpoint_every=10**6,
-                    threads=torch.get_num_threads(),
-                    device=str(a.device),
-                    dtype=str(a.dtype).removeprefix("torch."),
-                    lr=1e-4,
-                    warmup=0,
-                    compile=compiled,
+                    **settings,
                 )
             )
         finally:
             train_rl.verifier = verifier
-            release(compiled)
-        steps = [r for r in read_metrics(out / "metrics.jsonl") if "seconds" in r]
-        shutil.rmtree(out)  # its checkpoints: 14 bytes a parameter for each run
+        steps = finished(settings, "seconds")
         a.last = steps[-1]
         return a.steps / sum(r["seconds"] for r in steps[1:])
 
@@ -319,20 +311,20 @@ def main() -> None:
                     "TRL, packing": sft_theirs(folder, a, packed=True),
                 }
             )
-            ours = {label: sft_ours(folder, a, compiled) for label, compiled in variants.items()}
+            mine = {label: sft_ours(folder, a, compiled) for label, compiled in variants.items()}
             intro = f"SFT, {a.batch} examples of up to {a.length} tokens, {words}; tokens a second:"
-            table(page, intro, peers | ours, a, spread)
-            del ours
+            table(page, intro, peers | mine, a, spread)
+            del mine
             release(compiled=True)
         for ends in [] if a.only == "sft" else a.ends:
             words = start(folder, vocab_size=ends)
             peers = {} if trl is None else {"TRL": rl_theirs(folder, a)}
-            ours = {label: rl_ours(folder, a, compiled) for label, compiled in variants.items()}
+            mine = {label: rl_ours(folder, a, compiled) for label, compiled in variants.items()}
             intro = (
                 f"RL, {a.prompts} prompts x {a.group} answers of up to {a.new_tokens} tokens, one token in {ends} ends an answer, "
                 f"{words}; milliseconds a step:"
             )
-            table(page, intro, peers | ours, a, lambda rates: spread([1000 / r for r in rates]))
+            table(page, intro, peers | mine, a, lambda rates: spread([1000 / r for r in rates]))
             page.add(
                 "",
                 "Of the last of ours {generation_share:.0%} generation, {scoring_share:.0%} scoring, {update_share:.0%} update; "

@@ -73,7 +73,7 @@ class Recipe:
         if self.shape == 0 or self.prefix_kept > 1:
             raise ValueError("shape must be above 0 and prefix_kept a share up to 1")
 
-    # What a recipe needs and trains follows from all of its fields, in these five places. one_update: of each batch.
+    # What a recipe needs and trains follows from its fields, in these five places. one_update: a batch is one update.
 
     @property
     def needs_expert(self) -> bool:
@@ -197,7 +197,7 @@ def kl_penalty(logprob: Tensor, ref_logprob: Tensor, estimator: str) -> Tensor:
     plain difference loses all of its digits. In the loss only k2 has the gradient of the reverse KL.
     """
     d = logprob - ref_logprob
-    return {"k1": d, "k2": 0.5 * d * d, "k3": torch.expm1(-d) + d}[estimator]
+    return {"k1": lambda: d, "k2": lambda: 0.5 * d * d, "k3": lambda: torch.expm1(-d) + d}[estimator]()
 
 
 # ---- 4. the sum over a batch ----
