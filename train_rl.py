@@ -66,7 +66,7 @@ class RLConfig(config.Config):
     threads: Threads = 0  # CPU threads (0: found by a probe)
     device: Device = "auto"  # auto, cpu, cuda or mps
     dtype: DType = "auto"  # float32 or bfloat16; auto: bfloat16 on CUDA
-    compile: bool = False  # torch.compile the update: on a CPU it pays late
+    compile: bool = False  # torch.compile the blocks: on a CPU it pays late
     recompute: bool = False  # activations again in backward: less memory, slower
     shard_optimizer: bool = False  # of several processes each keeps a share of it
     dry_run: bool = False  # try the largest batch, and write nothing

@@ -1,12 +1,13 @@
-"""What tokens of packed rows may see: the mask that defines it, and on a GPU attention without one.
+"""What tokens may see in packed rows and in a cache: the mask that defines it, and on a GPU attention without one.
 
 Documents of one row do not see each other. The mask [B, 1, T, T] says so for every pair of tokens, and every pair has
-its score computed, seen or not. On a GPU it costs twice: the flash kernel takes no mask, and it alone knows grouped
-queries, so that keys and values are copied once per query head. But that kernel takes documents of any lengths, all
-B * T tokens in one line and where in it each document begins, and computes the scores within documents only.
+its score computed, seen or not. In decoding, each row of the cache has keys up to its own position, and with a mask
+every row reads as many as the longest. On a GPU a mask costs twice: the flash kernel takes none, and it alone knows
+grouped queries, so that keys and values of packed rows are copied once per query head. But that kernel takes sequences
+of any lengths, all their tokens in one line and where in it each sequence begins, and computes nothing beyond them.
 
-So on CUDA in half precision the documents go to the kernel, as `Documents`. On the CPU, in float32, and where the
-kernel doesn't run, there is a mask. Which of the two a GPU takes, and why, is announced on stderr.
+So on CUDA in half precision it gets `Documents` of packed rows and `Lengths` of a cache's rows. On the CPU, in float32,
+and where the kernel doesn't run, there is a mask. Which of the two a GPU takes, and why, is announced on stderr.
 """
 
 from functools import cache
@@ -23,6 +24,15 @@ class Documents(NamedTuple):
 
     edges: Tensor  # [n + 1] int32, on the device: where each document begins, and B * T
     longest: int  # tokens of the longest document
+
+
+class Lengths(NamedTuple):
+    """How far rows of a cache are read in decoding, where key head h of row i is sequence i * KV + h of B * KV."""
+
+    queries: Tensor  # [B * KV + 1] int32, on the device: where each sequence's queries begin, one token each
+    keys: Tensor  # [B * KV + 1] int32, on the device: where its keys begin in the cache
+    used: Tensor  # [B * KV] int32, on the device: how many of its keys are read
+    longest: int  # no sequence reads more
 
 
 def visible(documents: Tensor, dtype: torch.dtype, head_dim: int) -> Tensor | Documents | None:
@@ -46,20 +56,60 @@ def visible(documents: Tensor, dtype: torch.dtype, head_dim: int) -> Tensor | Do
     return same_document.tril().unsqueeze(1)  # (B, 1, T, T); earlier in the row is earlier in the document
 
 
+def seen(positions: Tensor, S: int, keys: Tensor) -> Tensor | Lengths:
+    """What queries at positions [B, T] see of a cache's keys [B, KV, length, hd], of which they read at most S.
+
+    A mask to be added to the scores, 0 or -inf of the keys' dtype [B, 1, T, S]: in floats, since from a bool mask every
+    layer would make floats of its own. Or in decoding (T = 1) Lengths for `attend_lengths`.
+    """
+    B, KV, length, head_dim = keys.shape
+    if positions.shape[1] == 1 and refusal(keys.device, keys.dtype, head_dim) is None:
+        sequence = torch.arange(B * KV + 1, dtype=torch.int32, device=keys.device)
+        used = (positions + 1).clamp(max=S).expand(B, KV).flatten()
+        return Lengths(sequence, sequence * length, used.int(), S)
+    later = torch.arange(S, device=keys.device) > positions[:, None, :, None]  # (B, 1, T, S)
+    return torch.zeros_like(later, dtype=keys.dtype).masked_fill_(later, -torch.inf)
+
+
 def attend_documents(q: Tensor, k: Tensor, v: Tensor, documents: Documents) -> Tensor:
     """q [B, T, H, hd], k and v [B, T, KV, hd] -> [B, T, H * hd]: causal attention within documents, on views."""
     B, T = q.shape[:2]
     q, k, v = (t.flatten(0, 1) for t in (q, k, v))  # (B * T, heads, hd)
-    return flash(q, k, v, documents.edges, documents.longest).reshape(B, T, -1)
+    edges, longest = documents
+    return flash(q, k, v, edges, edges, longest, longest).reshape(B, T, -1)
 
 
-def flash(q: Tensor, k: Tensor, v: Tensor, edges: Tensor, longest: int) -> Tensor:
-    """q [N, H, hd], k and v [N, KV, hd], edges [n + 1] int32 -> [N, H, hd], each document causal by itself.
+def attend_lengths(q: Tensor, k: Tensor, v: Tensor, lengths: Lengths) -> Tensor:
+    """Decoding: q [B, 1, H, hd], k and v [B, KV, length, hd], whole rows of a cache -> [B, 1, H * hd].
+
+    A sequence is one key head of one row, with one token of the H / KV query heads that share it. So the cache, where
+    the keys of a head stand side by side, is read as it lies.
+    """
+    B, KV, _, head_dim = k.shape
+    q, k, v = q.reshape(B * KV, -1, head_dim), k.view(-1, 1, head_dim), v.view(-1, 1, head_dim)
+    return flash(q, k, v, lengths.queries, lengths.keys, 1, lengths.longest, lengths.used).reshape(B, 1, -1)
+
+
+def flash(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    queries: Tensor,
+    keys: Tensor,
+    longest_query: int,
+    longest_key: int,
+    used: Tensor | None = None,
+) -> Tensor:
+    """q [N, H, hd], k and v [M, KV, hd] -> [N, H, hd]: causal attention within each of n sequences.
+
+    queries and keys [n + 1] int32: where the sequences begin in q and in k. used [n] int32: how many of its keys a
+    sequence reads (default: all); the last of its queries sees them all.
 
     The operation under torch's scaled_dot_product_attention and its public varlen_attn. The latter is younger than
-    torch 2.6 and its arguments still change; these ten have stayed.
+    torch 2.6 and its arguments still change; these have stayed.
     """
-    return torch.ops.aten._flash_attention_forward(q, k, v, edges, edges, longest, longest, 0.0, True, False)[0]
+    operation, places = torch.ops.aten._flash_attention_forward, (queries, keys, longest_query, longest_key)
+    return operation(q, k, v, *places, 0.0, True, False, seqused_k=used)[0]
 
 
 @cache
@@ -75,13 +125,17 @@ def refusal(device: torch.device, dtype: torch.dtype, head_dim: int) -> str | No
         trial(device, dtype, head_dim)
     except (AttributeError, RuntimeError, TypeError) as error:
         reason = str(error).splitlines()[0]
-    announce("attention of packed rows by " + ("a mask" if reason else "flash attention"), device.type, reason)
+    way = "a mask" if reason else "flash attention"
+    announce(f"attention of packed rows and in decoding by {way}", device.type, reason)
     return reason
 
 
 def trial(device: torch.device, dtype: torch.dtype, head_dim: int) -> None:
-    """Two documents through `flash`, forward and backward. Raises what the kernel raises."""
+    """Two documents, forward and backward, and a step of decoding. Raises what the kernel raises."""
     edges = torch.tensor([0, 3, 8], dtype=torch.int32, device=device)
     with torch.inference_mode(False), torch.enable_grad():
-        q = torch.zeros(8, 1, head_dim, dtype=dtype, device=device, requires_grad=True)
-        flash(q, q, q, edges, 5).sum().backward()
+        q = torch.zeros(1, 8, 1, head_dim, dtype=dtype, device=device, requires_grad=True)
+        attend_documents(q, q, q, Documents(edges, 5)).sum().backward()
+    cache = torch.zeros(2, 1, 8, head_dim, dtype=dtype, device=device)
+    rows = torch.arange(3, dtype=torch.int32, device=device)
+    attend_lengths(cache[:, :, :2], cache, cache, Lengths(rows, 8 * rows, rows[1:], 8))

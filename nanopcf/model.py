@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from kernels.attention import Documents, attend_documents, visible
+from kernels.attention import Documents, Lengths, attend_documents, attend_lengths, seen, visible
 from kernels.products import Linear, can_return_float32_sums, linear
 
 Rope = tuple[Tensor, Tensor]  # cosines and sines: each [T, 1, hd], or [B, T, 1, hd] where positions are given
@@ -134,24 +134,20 @@ class LayerCache:
     keys: Tensor  # (rows, KV, length, hd), a view of the KVCache
     values: Tensor  # (rows, KV, length, hd)
     places: Tensor  # (B * T * KV), where the new keys and values are written
-    spans: list[tuple[slice, int, Tensor | None]]  # (rows, S, mask): these rows attend to positions 0..S-1
+    spans: list[tuple[slice, int, Tensor | Lengths | None]]  # (rows, S, mask): these rows attend to positions 0..S-1
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Write the new k, v [B, T, KV, hd]; then every row of q [B, T, H, hd] reads its own: [B, T, H * hd]."""
         self.keys.view(-1, k.shape[-1]).index_copy_(0, self.places, k.flatten(0, 2))
         self.values.view(-1, k.shape[-1]).index_copy_(0, self.places, v.flatten(0, 2))
-        of_kind = attend_one_token if q.shape[1] == 1 else attend
-        parts = [of_kind(q[rows], self.keys[rows, :, :S], self.values[rows, :, :S], m) for rows, S, m in self.spans]
+        parts = []
+        for rows, S, mask in self.spans:
+            if isinstance(mask, Lengths):
+                parts.append(attend_lengths(q[rows], self.keys[rows], self.values[rows], mask))
+                continue
+            of_kind = attend_one_token if q.shape[1] == 1 else attend
+            parts.append(of_kind(q[rows], self.keys[rows, :, :S], self.values[rows, :, :S], mask))
         return parts[0] if len(parts) == 1 else torch.cat(parts)
-
-
-def up_to(positions: Tensor, S: int, dtype: torch.dtype) -> Tensor:
-    """The mask of queries at positions [B, T] over S keys, to be added to the scores: [B, 1, T, S], 0 or -inf.
-
-    In floats, since from a bool mask every layer would make floats of its own.
-    """
-    later = torch.arange(S, device=positions.device) > positions[:, None, :, None]  # (B, 1, T, S)
-    return torch.zeros_like(later, dtype=dtype).masked_fill_(later, -torch.inf)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
@@ -319,13 +315,15 @@ class Transformer(nn.Module):
             for count, S in spans or [(len(tokens), int(positions.max()) + 1)]:
                 rows, first = slice(first, first + count), first + count
                 # T = S > 1 is a prefill, whose rows all begin at position 0: plain causal attention is right again.
-                bounds.append((rows, S, up_to(positions[rows], S, x.dtype) if T == 1 or T < S else None))
+                bounds.append((rows, S, seen(positions[rows], S, kv_cache.keys[0, rows]) if T == 1 or T < S else None))
             places = kv_cache.places(positions)  # (B * T * KV), the same in every layer
         rope = cos.to(x.dtype), sin.to(x.dtype)
         for i, block in enumerate(self.blocks):
             if kv_cache is not None:
-                # .forward goes around torch.compile: the shapes change with every token, and each would be compiled.
-                x = block.forward(x, rope, mask, LayerCache(kv_cache.keys[i], kv_cache.values[i], places, bounds))
+                cache = LayerCache(kv_cache.keys[i], kv_cache.values[i], places, bounds)
+                # .forward goes around torch.compile: with a mask the shapes change with every token.
+                run = block if isinstance(bounds[0][2], Lengths) else block.forward
+                x = run(x, rope, mask, cache)
             elif self.recompute and torch.is_grad_enabled():
                 x = checkpoint(block, x, rope, mask, use_reentrant=False)
             else:

@@ -209,6 +209,7 @@ class Sampler:
             buffers = Buffers(self.model, min(self.slots, sequences), sequences, longest, length)
             return buffers, buffers.step
         length = min(2 ** max(6, (length - 1).bit_length()), -(-self.max_length // 64) * 64)
+        sequences = 2 ** (sequences - 1).bit_length()  # few sizes, since each new one needs new graphs
         had = self.kept[0].size if self.kept else (0, 0, 0)
         if (size := tuple(map(max, had, (sequences, longest, length)))) != had:
             self.kept = None  # freed before the larger ones are made

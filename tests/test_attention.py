@@ -9,19 +9,33 @@ from torch import Tensor
 from kernels import attention, paths
 from nanopcf.model import ModelConfig, Transformer
 from nanopcf.packing import Sequence, pack
+from nanopcf.sampler import Sampler
 
 
-def plain_flash(q: Tensor, k: Tensor, v: Tensor, edges: Tensor, longest: int) -> Tensor:
-    """What the kernel is asked for, document by document."""
-    assert edges.dtype == torch.int32 and edges[0] == 0 and edges[-1] == len(q)
-    lengths = edges.diff()
-    assert lengths.min() > 0 and lengths.max() == longest
+def plain_flash(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    queries: Tensor,
+    keys: Tensor,
+    longest_query: int,
+    longest_key: int,
+    used: Tensor | None = None,
+) -> Tensor:
+    """What the kernel is asked for, sequence by sequence."""
+    for edges, line, longest in ((queries, q, longest_query), (keys, k, longest_key)):
+        assert edges.dtype == torch.int32 and edges[0] == 0 and edges[-1] == len(line)
+        assert edges.diff().min() > 0 and (edges.diff().max() == longest or used is not None)
+    used = keys.diff() if used is None else used
+    assert used.dtype == torch.int32 and used.min() > 0 and used.max() <= longest_key
     k, v = (t.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for t in (k, v))
     found = []
-    for first, end in itertools.pairwise(edges.tolist()):
-        scores = torch.einsum("thd,shd->hts", q[first:end], k[first:end]) * q.shape[-1] ** -0.5
-        later = torch.ones(end - first, end - first, dtype=torch.bool).triu(1)
-        found.append(torch.einsum("hts,shd->thd", scores.masked_fill(later, -torch.inf).softmax(-1), v[first:end]))
+    bounds = itertools.pairwise(queries.tolist())
+    for (first, end), begin, count in zip(bounds, keys[:-1].tolist(), used.tolist(), strict=True):
+        scores = torch.einsum("thd,shd->hts", q[first:end], k[begin : begin + count]) * q.shape[-1] ** -0.5
+        later = torch.ones(end - first, count, dtype=torch.bool).triu(1 + count - (end - first))
+        probabilities = scores.masked_fill(later, -torch.inf).softmax(-1)
+        found.append(torch.einsum("hts,shd->thd", probabilities, v[begin : begin + count]))
     return torch.cat(found)
 
 
@@ -73,6 +87,40 @@ def test_documents_without_a_mask_equal_the_mask(model, case, recompute, monkeyp
     assert calls == [((4, 8), (2, 8))] * layers
 
 
+@pytest.mark.parametrize("compiled", [False, True])
+def test_decoding_without_a_mask_equals_the_mask(model, compiled, monkeypatch):
+    """A GPU's decoding step on the CPU, with torch's own operation filled in: every row reads up to its own position,
+    rows that are idle or have ended included. With compiled blocks all layers, steps and rows share few graphs."""
+    prompts = [[1], [2, 3, 4, 5, 6], [7] * 20, [8, 9], [5] * 11]
+    options = dict(n=3, max_new_tokens=[20, 30, 7, 1, 25], stop_ids=[3, 9], seed=5)
+    want = Sampler(model, slots=8, max_length=64).generate(prompts, **options)
+    used, graphs = [], []
+
+    def operation(q, k, v, queries, keys, longest_query, longest_key, *_, seqused_k):
+        used.append(seqused_k.tolist())
+        nothing = q.new_empty(0)
+        return plain_flash(q, k, v, queries, keys, longest_query, longest_key, seqused_k), *[nothing] * 4
+
+    def backend(graph, _):
+        graphs.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(attention, "refusal", lambda *_: None)
+    sampler = Sampler(model, slots=8, max_length=64)
+    sampler.check_every, sampler.capture = 8, lambda: lambda work: work
+    with torch.library._scoped_library("aten", "IMPL") as library:
+        library.impl("_flash_attention_forward", operation, "CPU")
+        if compiled:
+            for block in model.blocks:
+                block.compile(dynamic=True, backend=backend)
+        got = sampler.generate(prompts, **options)
+    assert [(c.tokens, c.finish_reason) for c in got] == [(c.tokens, c.finish_reason) for c in want]
+    for a, b in zip(got, want, strict=True):
+        assert a.logprobs == pytest.approx(b.logprobs, abs=1e-5)
+    assert max(len({*lengths}) for lengths in used) >= 4 and len(used) > 20
+    assert len(graphs) == (2 if compiled else 0)  # one more for a single row
+
+
 def test_edges_of_documents():
     """A row's padding is one document, two rows never share one, and the numbers start anew in each row."""
     documents = torch.tensor([[1, 1, 2, 0, 0], [1, 1, 1, 1, 1], [1, 2, 2, 2, 2]])
@@ -92,9 +140,11 @@ def test_edges_of_documents():
 def test_torch_has_the_operation_with_these_arguments_and_a_gradient():
     """On the meta device, which knows shapes alone: the call that a GPU gets."""
     q, k = (torch.empty(8, heads, 16, device="meta", requires_grad=True) for heads in (4, 2))
-    out = attention.flash(q, k, k, torch.empty(3, dtype=torch.int32, device="meta"), 5)
+    edges = torch.empty(3, dtype=torch.int32, device="meta")
+    out = attention.flash(q, k, k, edges, edges, 5, 5)
     out.sum().backward()
     assert out.shape == q.shape and k.grad.shape == k.shape
+    attention.trial(torch.device("meta"), torch.bfloat16, 64)
 
 
 def test_a_gpu_that_must_take_the_mask_says_why(monkeypatch, capsys):
@@ -107,7 +157,7 @@ def test_a_gpu_that_must_take_the_mask_says_why(monkeypatch, capsys):
         assert "aten::_flash_attention_forward" in attention.refusal(torch.device("cuda"), torch.bfloat16, 64)
     attention.refusal.cache_clear()
     said = capsys.readouterr().err
-    assert said.startswith("kernels: attention of packed rows by a mask on cuda, since Could not run")
+    assert said.startswith("kernels: attention of packed rows and in decoding by a mask on cuda, since Could not run")
     assert said.count("\n") == 1
 
 

@@ -12,6 +12,7 @@ import torch
 import nanopcf.model
 from nanopcf.model import Transformer
 from nanopcf.padding import similar
+from nanopcf.run import machine
 from nanopcf.sampler import Buffers, Replay, Sampler, counter_uniforms, sample
 
 
@@ -280,7 +281,8 @@ def test_steps_of_many_lengths_are_few_captures():
 @pytest.mark.cuda
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_a_gpu_draws_what_the_cpu_draws(model, temperature):
-    """The captured step. In float32: the same tokens, with refilled slots. In bfloat16: log-probs of its own logits."""
+    """The captured step. In float32: the same tokens, with refilled slots. In bfloat16, which flash attention decodes,
+    also compiled: log-probs of its own logits."""
     prompts = random_prompts(9)
     options = dict(n=3, max_new_tokens=20, temperature=temperature, stop_ids=[3], seed=5)
     want = Sampler(model, slots=8, max_length=64).generate(prompts, **options)
@@ -288,7 +290,10 @@ def test_a_gpu_draws_what_the_cpu_draws(model, temperature):
     assert [(c.tokens, c.finish_reason) for c in got] == [(c.tokens, c.finish_reason) for c in want]
     for a, b in zip(got, want, strict=True):
         assert a.logprobs == pytest.approx(b.logprobs, abs=1e-4)
-    for c in Sampler(model.bfloat16(), slots=8, max_length=64).generate(prompts, **options):
+    completions = Sampler(model.bfloat16(), slots=8, max_length=64).generate(prompts, **options)
+    machine.compile_blocks(model)
+    completions += Sampler(model, slots=8, max_length=64).generate(prompts, **options)
+    for c in completions:
         tokens = torch.tensor(prompts[c.prompt_index] + c.tokens, device="cuda")
         hidden = model(tokens[None])[0, :-1]
         expected = model.logits(hidden).log_softmax(-1).gather(-1, tokens[1:, None])[-len(c.tokens) :, 0]

@@ -154,8 +154,9 @@ def on_device(model: torch.nn.Module, device: torch.device) -> Iterator[None]:
 
 
 def compile_blocks(model: torch.nn.Module) -> None:
-    """torch.compile every block of a Transformer for training and scoring; generation stays as it is.
+    """torch.compile every block of a Transformer: for training, scoring, and decoding on a GPU with flash attention.
 
+    Decoding on a CPU stays as it is, since its shapes change with every token.
     Raises ValueError on a CPU without a C++ compiler.
     """
     compilers = (os.environ.get("CXX"), "g++", "c++", "clang++")
