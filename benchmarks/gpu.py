@@ -2,7 +2,8 @@
 
     tests        pytest -m cuda, and what the compiler made of the kernels: registers, spills, tensor cores
     head         the fused head against all logits, torch.compile, Liger and cut-cross-entropy
-    operations   attention in packed rows, chunk sizes of the head, drawing a token
+    operations   attention in packed rows, chunk sizes of the head, drawing a token; last, at two shapes of the head,
+                 the Triton kernels beside what they were before they were rewritten, which needs the git history
     model        where the time goes, generation against transformers, a step of SFT and of RL
     demo         the pipeline on the CPU and on the GPU beside each other
 
@@ -41,6 +42,7 @@ SECONDS = {"tests": 330, "head": 420, "operations": 240, "model": 450, "demo": 3
 PEERS = ("triton", "transformers", "trl", "liger-kernel", "cut-cross-entropy")
 DRY = "**A dry run on a CPU with tiny shapes: no figure here means anything.**"
 FINISHED = "All of it ran"
+BEFORE = "9514ccb^"  # the last revision before the Triton kernels were rewritten, for fewer instructions per logit
 
 
 def commands(part: str, dry: bool, compiled: bool) -> list[str]:
@@ -56,6 +58,7 @@ def commands(part: str, dry: bool, compiled: bool) -> list[str]:
                 "benchmarks/attention.py --dry",
                 f"benchmarks/kernels.py {cpu} --shapes 64,32,512 --passes sft rl --chunk-rows 16 64",
                 f"{own} drawing --dry",
+                f"benchmarks/kernels.py {cpu} --shapes 64,32,512 --no-compile --before {BEFORE}",
             ],
             "model": [
                 f"benchmarks/breakdown.py {cpu} --models 0.1M --rows 2 --length 32 --new-tokens 4",
@@ -77,6 +80,7 @@ def commands(part: str, dry: bool, compiled: bool) -> list[str]:
             f"{head} --passes sft --chunk-rows 1024 2048 4096 8192",
             "benchmarks/kernels.py --shapes 8192,4096,131072 --passes rl --chunk-rows 1024 2048 4096 8192",
             f"{own} drawing",
+            f"{head} 8192,4096,131072 --repeats 3 --no-compile --before {BEFORE}",
         ],
         "model": [
             "benchmarks/breakdown.py --models 0.5B --rows 256 --length 1024 --new-tokens 128 --repeats 2"

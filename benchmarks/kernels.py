@@ -3,6 +3,7 @@
     python benchmarks/kernels.py                     this machine's best device, default shapes
     python benchmarks/kernels.py --device cpu --shapes 2048,256,8192 --repeats 9
     python benchmarks/kernels.py --markdown          also writes docs/results/kernels-<device>.md
+    python benchmarks/kernels.py --before 9514ccb^   beside today's kernels also those of a git revision
 
 Three passes over hidden [N, D], weight [V, D], targets [N], all with float32 outputs:
 
@@ -21,20 +22,29 @@ run are left out, with a line.
 """
 
 import argparse
+import atexit
 import importlib
+import io
 import math
 import os
+import re
+import shutil
 import statistics
+import subprocess
 import sys
+import tempfile
 import time
+import zipfile
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
+from pathlib import Path
+from types import ModuleType
 from unittest import mock
 
 import torch
 import torch.nn.functional as F
-from common import Page, machine_rates, peak_bytes
+from common import ROOT, Page, machine_rates, peak_bytes
 from torch import Tensor
 
 import kernels  # the package: common.py has put the repository before this folder on the path
@@ -76,12 +86,39 @@ def naive(which: str, hidden: Tensor, weight: Tensor, targets: Tensor, extras: t
     return clipped(logprob, None, entropy, *extras)
 
 
-def ours(impl: str, which: str, hidden: Tensor, weight: Tensor, targets: Tensor, extras: tuple) -> Tensor:
+def ours(
+    package: ModuleType, impl: str, which: str, hidden: Tensor, weight: Tensor, targets: Tensor, extras: tuple
+) -> Tensor:
+    """By today's `kernels`, or those of another revision."""
     if which == "logprob":
-        return kernels.linear_logprob(hidden, weight, targets, impl=impl)
+        return package.linear_logprob(hidden, weight, targets, impl=impl)
     if which == "sft":
-        return kernels.linear_cross_entropy(hidden, weight, targets, impl=impl)
-    return kernels.linear_token_loss(hidden, weight, targets, clipped, extras, impl=impl)[0]
+        return package.linear_cross_entropy(hidden, weight, targets, impl=impl)
+    return package.linear_token_loss(hidden, weight, targets, clipped, extras, impl=impl)[0]
+
+
+def kernels_of(revision: str) -> tuple[str, ModuleType]:
+    """(revision, its package `kernels`), to be used beside today's package.
+
+    It is imported from a copy that is named kernels_before, wherever the package imports from itself: some imports run
+    only when a function is called. Its custom operations are renamed too, because torch allows one of each name. Raises
+    ArgumentTypeError when git finds no such revision.
+    """
+    command = ["git", "-C", str(ROOT), "archive", "--format=zip", revision, "kernels"]
+    try:
+        archive = subprocess.run(command, capture_output=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError) as error:
+        message = f"git finds no kernels/ of revision {revision!r} here; a clone with its whole history has all of them"
+        raise argparse.ArgumentTypeError(message) from error
+    folder = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, folder)  # not earlier: tracebacks show these files
+    zipfile.ZipFile(io.BytesIO(archive)).extractall(folder)
+    (folder / "kernels").rename(folder / "kernels_before")
+    for path in (folder / "kernels_before").rglob("*.py"):
+        source = re.sub(r"(?m)^( *(?:from|import) kernels)\b", r"\1_before", path.read_text(encoding="utf-8"))
+        path.write_text(source.replace('"nanopcf::', '"nanopcf_before::'), encoding="utf-8")
+    sys.path.append(str(folder))
+    return revision, importlib.import_module("kernels_before")
 
 
 def in_chunks(size: int, impl: str, which: str, *data) -> Tensor:
@@ -91,7 +128,7 @@ def in_chunks(size: int, impl: str, which: str, *data) -> Tensor:
         for module in map(importlib.import_module, names):
             slices = lambda rows, *_: [slice(i, min(i + size, rows)) for i in range(0, rows, size)]  # noqa: E731
             stack.enter_context(mock.patch.object(module, "chunks", slices))
-        return ours(impl, which, *data)
+        return ours(kernels, impl, which, *data)
 
 
 class Bare(torch.autograd.Function):
@@ -136,9 +173,11 @@ def cce(reduction: str, hidden: Tensor, weight: Tensor, targets: Tensor, extras:
 def contestants(which: str, args: argparse.Namespace) -> dict[str, tuple[Callable, int | str]]:
     """Name -> (function, matrix products it does); naive first: it is what the others are compared with."""
     products, device = PASSES[which], args.device
+    impl = "triton" if device.type == "cuda" else "torch"
+    before = {f"nanopcf, {impl}, {name}": (partial(ours, old, impl, which), products) for name, old in args.before}
     if args.chunk_rows:
-        impl = "triton" if device.type == "cuda" else "torch"
-        return {f"nanopcf, {impl}, {n} rows": (partial(in_chunks, n, impl, which), products) for n in args.chunk_rows}
+        sizes = [(f"nanopcf, {impl}, {n} rows", partial(in_chunks, n, impl, which)) for n in args.chunk_rows]
+        return {name: (function, products) for name, function in sizes} | before
     found = {"naive": (partial(naive, which), products)}
     if not args.no_compile:
         found["naive, torch.compile"] = (torch.compile(partial(naive, which), dynamic=False), products)
@@ -152,11 +191,11 @@ def contestants(which: str, args: argparse.Namespace) -> dict[str, tuple[Callabl
             partial(cce, "none" if which == "logprob" else "mean"),
             "1" if which == "logprob" else "4 (filtered)",
         )
-    found["nanopcf, torch"] = (partial(ours, "torch", which), products)
+    found["nanopcf, torch"] = (partial(ours, kernels, "torch", which), products)
     if device.type == "cuda":
         found["bare products"] = (bare, products)
-        found["nanopcf, triton"] = (partial(ours, "triton", which), products)
-    return found
+        found["nanopcf, triton"] = (partial(ours, kernels, "triton", which), products)
+    return found | before
 
 
 # ---- measuring ----
@@ -298,6 +337,9 @@ def main() -> None:
     parser.add_argument("--passes", nargs="+", default=list(PASSES), choices=PASSES)
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="float32 on CPU, else bfloat16")
     parser.add_argument("--chunk-rows", nargs="+", type=int, help="ours alone, in chunks of so many rows each")
+    parser.add_argument(
+        "--before", nargs=1, default=[], type=kernels_of, metavar="REVISION", help="also ours of this git revision"
+    )
     parser.add_argument("--no-compile", action="store_true", help="leave out naive with torch.compile")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1, help="on the CPU")

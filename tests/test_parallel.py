@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import ROOT, TIMED, run_script, sums, write_rows
 from safetensors.torch import load_file
 
@@ -107,6 +108,16 @@ def test_sft_on_two_processes_is_sft_on_one(model_dir, files, tmp_path):
     in_one_process([*sft, str(alone), *half, *resume])
     # Two updates move a weight by 2e-3; bfloat16 gradients are rounded otherwise where other rows share a micro-batch.
     assert difference(halves / LAST, alone / LAST, "optimizer.safetensors") < 5e-4
+
+
+def test_the_others_wait_until_a_slow_disk_has_the_checkpoint(monkeypatch):
+    """A 7B run saves 107 GB and reads them again, more than an hour at 50 MB/s. torch's default is half an hour."""
+    given = {}
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(parallel.dist, "init_process_group", lambda backend, **options: given.update(options))
+    monkeypatch.setattr(parallel.atexit, "register", lambda function: None)
+    parallel.start(torch.device("cpu"))
+    assert given["timeout"].total_seconds() > 2 * 107e9 / 50e6
 
 
 def test_each_process_keeps_its_share_of_the_optimizer(model, monkeypatch):

@@ -20,9 +20,15 @@ the frameworks that docs/real-models.md names.
 import atexit
 import os
 from collections.abc import Sequence
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+
+# How long a process waits for the others before it ends with an error. The longest wait is for rank 0 to save: 107 GB
+# for a model of 7B, written and then read again for their SHA-256, take 2 hours at 30 MB/s. By default torch waits for
+# 30 minutes. Nobody waits for a process that has died: torchrun ends the others.
+TIMEOUT = timedelta(hours=2)
 
 
 def start(device: torch.device) -> torch.device:
@@ -32,7 +38,7 @@ def start(device: torch.device) -> torch.device:
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
     atexit.register(dist.destroy_process_group)
     return device
 
