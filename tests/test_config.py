@@ -108,6 +108,7 @@ def test_files_and_flags_become_the_types_of_their_fields(tmp_path):
     assert c.several == (3.0, 4.0) and all(type(v) is float for v in (*c.several, c.positive))
     c = config.parse(Everything, "", ["--name", "n", "--several", "5", "6", "--yes", "--word", "right", "--", "here"])
     assert (c.folder, c.several, c.word) == ("here", (5.0, 6.0), "right")
+    assert config.parse(Everything, "", ["--name", "n", "--several", "--", "here"]).several == ()
     with pytest.raises(ValueError, match=r"^command line: required: --name$"):
         config.parse(Everything, "", ["here"])
 
@@ -240,6 +241,8 @@ def test_every_setting_has_help():
 
     for cls in (train_sft.SFTConfig, train_rl.RLConfig, PipelineConfig, EvaluateConfig, GenerateConfig):
         assert set(config.field_help(cls)) >= set(cls.__dataclass_fields__), cls
+    with pytest.raises(ValueError, match="--data needs at least one value"):  # a list without a default
+        EvaluateConfig(model="m", data=())
 
 
 @pytest.mark.parametrize("script", ["train_sft.py", "train_rl.py", "pipeline.py"])

@@ -78,6 +78,8 @@ class Config:
     def __post_init__(self) -> None:
         for field in fields(self):
             value = checked(field.name, getattr(self, field.name), field.type)
+            if value == () and field.default is MISSING:
+                raise ValueError(f"{flag(field.name)} needs at least one value")
             object.__setattr__(self, field.name, value)  # a frozen dataclass has no other way
 
 
@@ -200,7 +202,7 @@ def make_parser(cls: type, doc: str | None) -> Parser:
         if base is bool:
             options["action"] = "store_true"
         else:
-            nargs = "+" if get_origin(field.type) is tuple else None
+            nargs = "*" if get_origin(field.type) is tuple else None  # an empty list takes the place of a default
             options |= {"type": unescaped if ESCAPED in rules else base, "metavar": metavar, "nargs": nargs}
         parser.add_argument(name, **options)
     parser.usage = f"%(prog)s{arguments} [--flag VALUE ...]"
