@@ -1,4 +1,4 @@
-"""Attention in packed rows, forward and backward, in every way that torch offers for it: time and error.
+"""Attention in packed rows, forward and backward, and in decoding, in every way that torch offers: time and error.
 
     python benchmarks/attention.py                  16 rows of 1,024 tokens, heads of Qwen2.5 0.5B: 14 over 2, 64 wide
     python benchmarks/attention.py --markdown       also writes docs/results/attention-<device>.md
@@ -10,6 +10,9 @@
                         padded to one length would have one plan
     flash, causal       one document a row, for comparison; and the same by cuDNN
 
+Decoding is one token in each of --decode-rows rows of a cache, filled to different lengths up to --length: with a mask,
+or with the length of each row. Its floor is one read of the keys and values that are seen, at the rate of a copy.
+
 Times are medians over turns. "A new shape" is the first forward and backward pass at another length of the rows, which
 is slow where something is planned or compiled for each shape. Errors are relative norms, of the result and of the
 queries' gradient, against the mask in float32. A way that doesn't run here is left out, with a line on stderr.
@@ -19,17 +22,20 @@ import argparse
 import statistics
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
+from unittest import mock
 
 import torch
 import torch.nn.functional as F
-from common import Page, clock
+from common import Page, clock, wall_rates
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from kernels import attention
-from nanopcf.model import attend
+from nanopcf.model import attend, attend_one_token
 from nanopcf.run import machine
+from nanopcf.run.cuda_graphs import graph_capture
 
 
 class Rows(NamedTuple):
@@ -87,6 +93,46 @@ WAYS = {
 }
 
 
+def decoding(a: argparse.Namespace, page: Page) -> None:
+    """The table of a step's attention in one layer, over rows whose lengths lie evenly between none and all."""
+    B, T, calls = a.decode_rows, a.length, 20
+    q = torch.randn(B, 1, a.heads, a.head_dim, device=a.device, dtype=a.dtype)
+    k, v = (torch.randn(B, a.kv_heads, T, a.head_dim, device=a.device, dtype=a.dtype) for _ in range(2))
+    positions = torch.arange(B, device=a.device)[:, None] * T // B  # (B, 1)
+    with mock.patch.object(attention, "refusal", lambda *_: "the mask is asked for"):
+        mask = attention.seen(positions, T, k)
+    lengths = attention.seen(positions, T, k)
+    ways = {"mask": lambda: attend_one_token(q, k, v, mask)}
+    if isinstance(lengths, attention.Lengths):
+        ways["flash, lengths"] = lambda: attention.attend_lengths(q, k, v, lengths)
+    else:
+        print(f"left out: flash, lengths: {attention.refusal(a.device, a.dtype, a.head_dim)}", file=sys.stderr)
+    exact = attend_one_token(q.float(), k.float(), v.float(), mask.float())
+    floor = 2 * k[0, :, 0].nbytes * int((positions + 1).sum()) / wall_rates(a.device, a.dtype)[1]
+    page.head(
+        f"A step of decoding in one layer: {B} rows of 1 to {T} positions, the floor {floor * 1e3:.3g} ms:",
+        "attention",
+        "ms (of the floor)",
+        "error",
+    )
+
+    def work(way: Callable[[], Tensor]) -> None:
+        for _ in range(calls):
+            way()
+
+    capture = graph_capture() if a.device.type == "cuda" else lambda work: work  # as in the sampler
+    times, runs = {name: [] for name in ways}, {}
+    for name, way in ways.items():
+        work(way)
+        runs[name] = capture(partial(work, way))
+    for _ in range(a.repeats):
+        for name, run in runs.items():
+            times[name].append(clock(run, a.device)[0] / calls)
+    for name, way in ways.items():
+        seconds, error = statistics.median(times[name]), ((way().float() - exact).norm() / exact.norm()).item()
+        page.row(name, f"{seconds * 1e3:.3g} ({floor / seconds:.0%})", f"{error:.0e}")
+
+
 def forward_and_backward(way: Callable[[Rows], Tensor], r: Rows) -> tuple[Tensor, Tensor]:
     """(result, gradient of q)."""
     leaves = [t.detach().requires_grad_() for t in (r.q, r.k, r.v)]
@@ -106,17 +152,19 @@ def main() -> None:
     parser.add_argument("--heads", type=int, default=14)
     parser.add_argument("--kv-heads", type=int, default=2)
     parser.add_argument("--head-dim", type=int, default=64)
+    parser.add_argument("--decode-rows", type=int, default=256)
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="auto")
-    parser.add_argument("--dry", action="store_true", help="2 rows of 64 tokens on the CPU")
+    parser.add_argument("--dry", action="store_true", help="a few rows of 64 tokens on the CPU")
     parser.add_argument("--markdown", action="store_true", help="write docs/results/attention-<device>.md")
     a = parser.parse_args()
     if a.dry:
         a.rows, a.length, a.heads, a.kv_heads, a.head_dim, a.repeats, a.device = 2, 64, 4, 2, 16, 2, "cpu"
+        a.decode_rows = 8
     a.device = machine.choose_device(a.device)
     a.dtype = machine.choose_dtype(a.dtype, a.device)
-    page = Page("Attention in packed rows, measured", a.device)
+    page = Page("Attention in packed rows and in decoding, measured", a.device)
     rows, others = make_rows(a, a.length), make_rows(a, a.length - a.length // 8)
 
     full = {name: getattr(rows, name).float() for name in ("q", "k", "v", "up")}
@@ -153,6 +201,7 @@ def main() -> None:
     look = lambda: attention.visible(rows.numbers, a.dtype, a.head_dim)  # noqa: E731
     seconds = statistics.median(clock(look, a.device)[0] for _ in range(a.repeats))
     page.add("", f"Finding the documents, once for all layers: {seconds * 1e3:.2g} ms.")
+    decoding(a, page)
     if a.markdown:
         page.write("attention")
 
