@@ -16,6 +16,7 @@ from nanopcf.answers.finding import ANNOUNCED, LONGEST, after_mark, bare
 from nanopcf.answers.numbers import read_number
 from nanopcf.answers.spelling import squeeze, tidy
 
+WHOLE = re.compile(r"0|[1-9][0-9]{0,14}")
 DECIMAL_COMMA = re.compile(r"-?\d{1,9},(?:\d{1,2}|\d{4,9})|-?0,\d{3}")
 
 
@@ -31,6 +32,8 @@ class How:
 
 def equal(said: str, gold: str, strict: bool = False, by_value: Callable[[str, str, How], bool] | None = None) -> bool:
     """Is the answer `said` the right answer `gold`? Never raises, whatever the two hold."""
+    if WHOLE.fullmatch(said) and WHOLE.fullmatch(gold):
+        return said == gold  # most of RL's answers; what follows would say the same in ten times the time
     gold = bare(gold)
     if said.strip() == gold != "":
         return True

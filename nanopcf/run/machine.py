@@ -209,11 +209,11 @@ def check_room(sequences: int, tokens: int) -> None:
 
 
 def slots_that_fit(model: torch.nn.Module, length: int) -> int:
-    """How many sequences of `length` tokens have keys and values that fit in a quarter of the free memory: 1 to 256.
+    """How many sequences of `length` tokens have keys and values that fit in a quarter of the free memory: 1 to 512.
 
     The number changes how sums are rounded, so a run keeps it. Of several processes each gets the smallest.
     """
     c, dtype = model.config, model.head_weight.dtype
     bytes_per_slot = 2 * c.layers * c.kv_heads * c.head_dim * length * dtype.itemsize
-    slots = min(256, max(1, free_memory(model.head_weight.device) // 4 // bytes_per_slot))
+    slots = min(512, max(1, free_memory(model.head_weight.device) // 4 // bytes_per_slot))
     return min(parallel.gathered([slots]))
