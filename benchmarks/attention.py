@@ -100,8 +100,8 @@ def decoding(a: argparse.Namespace, page: Page) -> None:
     k, v = (torch.randn(B, a.kv_heads, T, a.head_dim, device=a.device, dtype=a.dtype) for _ in range(2))
     positions = torch.arange(B, device=a.device)[:, None] * T // B  # (B, 1)
     with mock.patch.object(attention, "refusal", lambda *_: "the mask is asked for"):
-        mask = attention.seen(positions, T, k)
-    lengths = attention.seen(positions, T, k)
+        _, mask = attention.visible_in_cache(positions, T, k)
+    _, lengths = attention.visible_in_cache(positions, T, k)
     ways = {"mask": lambda: attend_one_token(q, k, v, mask)}
     if isinstance(lengths, attention.Lengths):
         ways["flash, lengths"] = lambda: attention.attend_lengths(q, k, v, lengths)
@@ -110,7 +110,7 @@ def decoding(a: argparse.Namespace, page: Page) -> None:
     exact = attend_one_token(q.float(), k.float(), v.float(), mask.float())
     floor = 2 * k[0, :, 0].nbytes * int((positions + 1).sum()) / wall_rates(a.device, a.dtype)[1]
     page.head(
-        f"A step of decoding in one layer: {B} rows of 1 to {T} positions, the floor {floor * 1e3:.3g} ms:",
+        f"A step of decoding in one layer: {B} rows of 1 to {int(positions.max()) + 1} positions, the floor {floor * 1e3:.3g} ms:",
         "attention",
         "ms (of the floor)",
         "error",

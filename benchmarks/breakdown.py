@@ -106,7 +106,11 @@ def stages(model: Transformer, a: argparse.Namespace, rates: tuple[float, float]
         "training": (train, trained, at_product_rate(3, trained)),
     }
     if a.compile:
-        compile_once = cache(lambda: machine.compile_blocks(model))
+
+        @cache
+        def compile_once() -> None:
+            machine.compile_blocks(model)
+            sampler.kept = None  # its graphs are those of blocks that weren't compiled
 
         def compiled(work: Callable[..., None], profiled: bool = False) -> None:
             compile_once()

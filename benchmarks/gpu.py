@@ -2,8 +2,8 @@
 
     tests        pytest -m cuda, and what the compiler made of the kernels: registers, spills, tensor cores
     head         the fused head against all logits, torch.compile, Liger and cut-cross-entropy
-    operations   attention in packed rows, chunk sizes of the head, drawing a token; last, at two shapes of the head,
-                 the Triton kernels beside what they were before they were rewritten, which needs the git history
+    operations   attention in packed rows and in decoding, chunk sizes of the head, drawing a token; last the Triton
+                 kernels beside what they were before they were rewritten, which needs the git history
     model        where the time goes, generation against transformers, a step of SFT and of RL
     demo         the pipeline on the CPU and on the GPU beside each other
 
@@ -58,7 +58,7 @@ def commands(part: str, dry: bool, compiled: bool) -> list[str]:
                 "benchmarks/attention.py --dry",
                 f"benchmarks/kernels.py {cpu} --shapes 64,32,512 --passes sft rl --chunk-rows 16 64",
                 f"{own} drawing --dry",
-                f"benchmarks/kernels.py {cpu} --shapes 64,32,512 --no-compile --before {BEFORE}",
+                f"benchmarks/kernels.py {cpu} --shapes 64,32,512 --before {BEFORE}",
             ],
             "model": [
                 f"benchmarks/breakdown.py {cpu} --models 0.1M --rows 2 --length 32 --new-tokens 4",
@@ -80,7 +80,7 @@ def commands(part: str, dry: bool, compiled: bool) -> list[str]:
             f"{head} --passes sft --chunk-rows 1024 2048 4096 8192",
             "benchmarks/kernels.py --shapes 8192,4096,131072 --passes rl --chunk-rows 1024 2048 4096 8192",
             f"{own} drawing",
-            f"{head} 8192,4096,131072 --repeats 3 --no-compile --before {BEFORE}",
+            f"{head} 8192,4096,131072 --repeats 3 --before {BEFORE}",
         ],
         "model": [
             "benchmarks/breakdown.py --models 0.5B --rows 256 --length 1024 --new-tokens 128 --repeats 2"

@@ -3,7 +3,7 @@
     python benchmarks/kernels.py                     this machine's best device, default shapes
     python benchmarks/kernels.py --device cpu --shapes 2048,256,8192 --repeats 9
     python benchmarks/kernels.py --markdown          also writes docs/results/kernels-<device>.md
-    python benchmarks/kernels.py --before 9514ccb^   beside today's kernels also those of a git revision
+    python benchmarks/kernels.py --before 9514ccb^   today's kernels and those of a git revision, and no others
 
 Three passes over hidden [N, D], weight [V, D], targets [N], all with float32 outputs:
 
@@ -37,7 +37,7 @@ import time
 import zipfile
 from collections.abc import Callable
 from contextlib import ExitStack
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from types import ModuleType
 from unittest import mock
@@ -97,19 +97,19 @@ def ours(
     return package.linear_token_loss(hidden, weight, targets, clipped, extras, impl=impl)[0]
 
 
-def kernels_of(revision: str) -> tuple[str, ModuleType]:
-    """(revision, its package `kernels`), to be used beside today's package.
+@cache
+def kernels_of(revision: str) -> ModuleType | None:
+    """The package `kernels` of a git revision, to be used beside today's. None, with a line, where git finds none.
 
     It is imported from a copy that is named kernels_before, wherever the package imports from itself: some imports run
-    only when a function is called. Its custom operations are renamed too, because torch allows one of each name. Raises
-    ArgumentTypeError when git finds no such revision.
+    only when a function is called. Its custom operations are renamed too, because torch allows one of each name.
     """
     command = ["git", "-C", str(ROOT), "archive", "--format=zip", revision, "kernels"]
     try:
         archive = subprocess.run(command, capture_output=True, check=True).stdout
-    except (OSError, subprocess.CalledProcessError) as error:
-        message = f"git finds no kernels/ of revision {revision!r} here; a clone with its whole history has all of them"
-        raise argparse.ArgumentTypeError(message) from error
+    except (OSError, subprocess.CalledProcessError):
+        print(f"left out: kernels of {revision}; a git clone with its whole history would have them", file=sys.stderr)
+        return None
     folder = Path(tempfile.mkdtemp())
     atexit.register(shutil.rmtree, folder)  # not earlier: tracebacks show these files
     zipfile.ZipFile(io.BytesIO(archive)).extractall(folder)
@@ -118,7 +118,7 @@ def kernels_of(revision: str) -> tuple[str, ModuleType]:
         source = re.sub(r"(?m)^( *(?:from|import) kernels)\b", r"\1_before", path.read_text(encoding="utf-8"))
         path.write_text(source.replace('"nanopcf::', '"nanopcf_before::'), encoding="utf-8")
     sys.path.append(str(folder))
-    return revision, importlib.import_module("kernels_before")
+    return importlib.import_module("kernels_before")
 
 
 def in_chunks(size: int, impl: str, which: str, *data) -> Tensor:
@@ -173,11 +173,13 @@ def cce(reduction: str, hidden: Tensor, weight: Tensor, targets: Tensor, extras:
 def contestants(which: str, args: argparse.Namespace) -> dict[str, tuple[Callable, int | str]]:
     """Name -> (function, matrix products it does); naive first: it is what the others are compared with."""
     products, device = PASSES[which], args.device
-    impl = "triton" if device.type == "cuda" else "torch"
-    before = {f"nanopcf, {impl}, {name}": (partial(ours, old, impl, which), products) for name, old in args.before}
+    name = f"nanopcf, {'triton' if device.type == 'cuda' else 'torch'}"
+    impl = name.removeprefix("nanopcf, ")
+    if args.before:
+        packages = {name: kernels, f"{name}, {args.before}": kernels_of(args.before)}
+        return {row: (partial(ours, package, impl, which), products) for row, package in packages.items() if package}
     if args.chunk_rows:
-        sizes = [(f"nanopcf, {impl}, {n} rows", partial(in_chunks, n, impl, which)) for n in args.chunk_rows]
-        return {name: (function, products) for name, function in sizes} | before
+        return {f"{name}, {n} rows": (partial(in_chunks, n, impl, which), products) for n in args.chunk_rows}
     found = {"naive": (partial(naive, which), products)}
     if not args.no_compile:
         found["naive, torch.compile"] = (torch.compile(partial(naive, which), dynamic=False), products)
@@ -195,7 +197,7 @@ def contestants(which: str, args: argparse.Namespace) -> dict[str, tuple[Callabl
     if device.type == "cuda":
         found["bare products"] = (bare, products)
         found["nanopcf, triton"] = (partial(ours, kernels, "triton", which), products)
-    return found | before
+    return found
 
 
 # ---- measuring ----
@@ -337,9 +339,7 @@ def main() -> None:
     parser.add_argument("--passes", nargs="+", default=list(PASSES), choices=PASSES)
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="float32 on CPU, else bfloat16")
     parser.add_argument("--chunk-rows", nargs="+", type=int, help="ours alone, in chunks of so many rows each")
-    parser.add_argument(
-        "--before", nargs=1, default=[], type=kernels_of, metavar="REVISION", help="also ours of this git revision"
-    )
+    parser.add_argument("--before", metavar="REVISION", help="ours alone, and ours of this git revision")
     parser.add_argument("--no-compile", action="store_true", help="leave out naive with torch.compile")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1, help="on the CPU")

@@ -56,19 +56,24 @@ def visible(documents: Tensor, dtype: torch.dtype, head_dim: int) -> Tensor | Do
     return same_document.tril().unsqueeze(1)  # (B, 1, T, T); earlier in the row is earlier in the document
 
 
-def seen(positions: Tensor, S: int, keys: Tensor) -> Tensor | Lengths:
-    """What queries at positions [B, T] see of a cache's keys [B, KV, length, hd], of which they read at most S.
+def visible_in_cache(positions: Tensor, S: int, keys: Tensor) -> tuple[int, Tensor | Lengths | None]:
+    """For queries at positions [B, T] that read at most S of a cache's keys [B, KV, length, hd]: how many keys of each
+    row to hand over, and which of them are seen.
 
-    A mask to be added to the scores, 0 or -inf of the keys' dtype [B, 1, T, S]: in floats, since from a bool mask every
-    layer would make floats of its own. Or in decoding (T = 1) Lengths for `attend_lengths`.
+    T = S > 1 is a prefill, whose rows all begin at position 0: None, since plain causal attention is right. In decoding
+    (T = 1) Lengths for `attend_lengths`, which takes whole rows. Otherwise a mask to be added to the scores, 0 or -inf
+    of the keys' dtype [B, 1, T, S]: in floats, since from a bool mask every layer would make floats of its own.
     """
-    B, KV, length, head_dim = keys.shape
-    if positions.shape[1] == 1 and refusal(keys.device, keys.dtype, head_dim) is None:
+    (B, KV, length, head_dim), T = keys.shape, positions.shape[1]
+    if T == S > 1:
+        return S, None
+    if T == 1 and B * KV < 2**16 and refusal(keys.device, keys.dtype, head_dim) is None:
+        # Above, a GPU has no numbers for so many blocks in the direction where the kernel counts sequences.
         sequence = torch.arange(B * KV + 1, dtype=torch.int32, device=keys.device)
         used = (positions + 1).clamp(max=S).expand(B, KV).flatten()
-        return Lengths(sequence, sequence * length, used.int(), S)
+        return length, Lengths(sequence, sequence * length, used.int(), S)
     later = torch.arange(S, device=keys.device) > positions[:, None, :, None]  # (B, 1, T, S)
-    return torch.zeros_like(later, dtype=keys.dtype).masked_fill_(later, -torch.inf)
+    return S, torch.zeros_like(later, dtype=keys.dtype).masked_fill_(later, -torch.inf)
 
 
 def attend_documents(q: Tensor, k: Tensor, v: Tensor, documents: Documents) -> Tensor:

@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from kernels.attention import Documents, Lengths, attend_documents, attend_lengths, seen, visible
+from kernels.attention import Documents, Lengths, attend_documents, attend_lengths, visible, visible_in_cache
 from kernels.products import Linear, can_return_float32_sums, linear
 
 Rope = tuple[Tensor, Tensor]  # cosines and sines: each [T, 1, hd], or [B, T, 1, hd] where positions are given
@@ -131,22 +131,20 @@ class KVCache:
 class LayerCache:
     """One layer's part of a KVCache during one forward pass."""
 
-    keys: Tensor  # (rows, KV, length, hd), a view of the KVCache
-    values: Tensor  # (rows, KV, length, hd)
+    keys: Tensor  # (rows * KV * length, hd), a view of the KVCache
+    values: Tensor  # (rows * KV * length, hd)
+    shape: torch.Size  # (rows, KV, length, hd)
     places: Tensor  # (B * T * KV), where the new keys and values are written
-    spans: list[tuple[slice, int, Tensor | Lengths | None]]  # (rows, S, mask): these rows attend to positions 0..S-1
+    spans: list[tuple[slice, int, Tensor | Lengths | None]]  # (rows, S, mask): these rows see of positions 0..S-1
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Write the new k, v [B, T, KV, hd]; then every row of q [B, T, H, hd] reads its own: [B, T, H * hd]."""
-        self.keys.view(-1, k.shape[-1]).index_copy_(0, self.places, k.flatten(0, 2))
-        self.values.view(-1, k.shape[-1]).index_copy_(0, self.places, v.flatten(0, 2))
-        parts = []
-        for rows, S, mask in self.spans:
-            if isinstance(mask, Lengths):
-                parts.append(attend_lengths(q[rows], self.keys[rows], self.values[rows], mask))
-                continue
-            of_kind = attend_one_token if q.shape[1] == 1 else attend
-            parts.append(of_kind(q[rows], self.keys[rows, :, :S], self.values[rows, :, :S], mask))
+        # Compiled, a write to a view that is made here would copy the whole cache, before torch 2.13.
+        self.keys.index_copy_(0, self.places, k.flatten(0, 2))
+        self.values.index_copy_(0, self.places, v.flatten(0, 2))
+        keys, values = self.keys.view(self.shape), self.values.view(self.shape)
+        of_kind = attend_one_token if q.shape[1] == 1 else attend
+        parts = [of_kind(q[rows], keys[rows, :, :S], values[rows, :, :S], mask) for rows, S, mask in self.spans]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
@@ -164,11 +162,13 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     return y.transpose(1, 2).reshape(B, T, -1)  # (B, H, T, hd) -> (B, T, H * hd)
 
 
-def attend_one_token(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+def attend_one_token(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | Lengths) -> Tensor:
     """Decoding: q [B, 1, H, hd], k and v [B, KV, S, hd], mask [B, 1, 1, S] added to the scores -> [B, 1, H * hd].
 
     The query heads of a group take the place of T, so that each key is read once for all of them and never copied.
     """
+    if isinstance(mask, Lengths):
+        return attend_lengths(q, k, v, mask)
     B, KV, _, hd = k.shape
     q = q.reshape(B, KV, -1, hd)  # (B, KV, H / KV, hd)
     if q.device.type == "cpu" and q.dtype == torch.float32:  # the fused kernel would use one core only
@@ -311,16 +311,16 @@ class Transformer(nn.Module):
             cos, sin = self.cos[positions].unsqueeze(2), self.sin[positions].unsqueeze(2)  # (B, T, 1, hd)
         if kv_cache is not None:
             assert positions is not None and documents is None
-            bounds, first = [], 0
+            layer, bounds, first = kv_cache.keys[0], [], 0
             for count, S in spans or [(len(tokens), int(positions.max()) + 1)]:
                 rows, first = slice(first, first + count), first + count
-                # T = S > 1 is a prefill, whose rows all begin at position 0: plain causal attention is right again.
-                bounds.append((rows, S, seen(positions[rows], S, kv_cache.keys[0, rows]) if T == 1 or T < S else None))
+                bounds.append((rows, *visible_in_cache(positions[rows], S, layer[rows])))
             places = kv_cache.places(positions)  # (B * T * KV), the same in every layer
         rope = cos.to(x.dtype), sin.to(x.dtype)
         for i, block in enumerate(self.blocks):
             if kv_cache is not None:
-                cache = LayerCache(kv_cache.keys[i], kv_cache.values[i], places, bounds)
+                flat = (t[i].view(-1, t.shape[-1]) for t in (kv_cache.keys, kv_cache.values))
+                cache = LayerCache(*flat, layer.shape, places, bounds)
                 # .forward goes around torch.compile: with a mask the shapes change with every token.
                 run = block if isinstance(bounds[0][2], Lengths) else block.forward
                 x = run(x, rope, mask, cache)

@@ -115,7 +115,7 @@ class Buffers:
         self.stop_tensor = cache(partial(torch.tensor, dtype=torch.long, device=device))
 
     def step(self, spans: list[tuple[int, int]], temperature: float, top_p: float, stop: tuple[int, ...]) -> None:
-        """Draw a token in the first slots and feed it to the model. spans [(rows, S)]: these rows read S positions.
+        """Draw a token in the first slots and feed it to the model. spans [(rows, S)]: rows read up to S positions.
 
         Nothing waits for the device. Rows that have ended draw on until they are refilled; nothing reads what they
         draw.
@@ -241,6 +241,7 @@ class Generation:
         self.total, longest = uniforms.shape
         buffers.uniforms[: self.total, :longest] = torch.from_numpy(uniforms)
         buffers.slots.sequence.fill_(buffers.sequences)  # all idle, also after a call that was interrupted
+        buffers.slots.position.zero_()
         # The prompts that are still to come, in parts that go through the model together.
         self.parts = in_parts([len(p) for p in prompts], PREFILL_WASTE, PREFILL_TOKENS)
         self.waiting: list[tuple[int, int]] = []  # of the newest part: (row of prompt_cache, sequence)
@@ -303,6 +304,7 @@ class Generation:
             for row, hole in zip(moved, holes, strict=True):
                 self.position[hole] = self.position[row]
         self.slots.sequence[self.live :] = self.buffers.sequences  # idle slots write into the spare last row
+        self.slots.position[self.live :] = 0  # and read next to nothing
 
     def completions(self) -> list[Completion]:
         b, total = self.buffers, self.total

@@ -16,7 +16,7 @@ class Replay:
 
     Both numbers are rounded up. The first call with a pair runs the step as it is, which also lets the libraries choose
     their kernels; the second call captures it. Rows beyond the live ones are idle: what they draw goes to a row of the
-    output that nobody reads. All rows read as far as the longest.
+    output that nobody reads. With a mask all rows read as far as the longest.
     """
 
     def __init__(self, step: Callable[..., None], capture: Callable, slots: int, length: int) -> None:

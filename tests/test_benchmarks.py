@@ -1,0 +1,27 @@
+"""The benchmarks that others call: every command of benchmarks/gpu.py names a script and flags that exist."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
+
+
+@pytest.mark.parametrize("dry", [True, False])
+def test_the_commands_of_a_gpu_s_first_hour(dry, monkeypatch):
+    monkeypatch.setattr(sys, "path", [str(BENCHMARKS), *sys.path])
+    spec = importlib.util.spec_from_file_location("gpu", BENCHMARKS / "gpu.py")
+    gpu = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(gpu)
+    assert sum(gpu.SECONDS.values()) <= 1800
+    for part in gpu.SECONDS:
+        for command in gpu.commands(part, dry, compiled=True):
+            script, *arguments = command.split()
+            if script == "-m":
+                assert arguments[0] == "pytest"
+                continue
+            source = (BENCHMARKS.parent / script).read_text(encoding="utf-8")
+            for flag in (a for a in arguments if a.startswith("--")):
+                assert f'"{flag}"' in source, f"{script} has no {flag}"
