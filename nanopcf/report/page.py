@@ -204,7 +204,7 @@ def branches_section(report: dict, images: dict[str, bytes]) -> str:
             f"<span class=line>{ceiling_text(branch)}</span>",
             percent(branch["rmse_fit"]),
             percent(branch["rmse_heldout"]),
-            f"{percent(branch['greedy_before'])} → {percent(branch['greedy_after'])}",
+            f"<span class=line>{percent(branch['greedy_before'])} → {percent(branch['greedy_after'])}</span>",
             pill(branch["status"], verdict_text(branch)),
         ]
         for branch in report["branches"]
