@@ -74,6 +74,7 @@ def test_a_study_is_published_and_judged_anew(made_up, tmp_path, capsys):  # noq
     study.publish(reports, tmp_path)
     page = (tmp_path / "study.md").read_text()
     assert "| SFT-then-RL has a higher ceiling than pure RL (RQ1) | **" in page and "| 0 | pure RL | base |" in page
+    assert f"\n    python {reports[0]['environment']['command']}\n" in page  # with every flag
     for name in ("study_ceilings", "study_loss", "study_curves", "study_sft"):
         assert f"({name}.png)" in page and (tmp_path / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
     saved = json.loads((tmp_path / "study.json").read_text())

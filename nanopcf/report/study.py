@@ -329,7 +329,7 @@ def reproduction(reports: list[dict]) -> list[str]:
     return [
         "## To run it again",
         "",
-        f"    python pipeline.py --preset {first['preset']} --seeds {len(reports)} --seed {first['seed']}",
+        *(f"    python {command}" for command in dict.fromkeys(r["environment"]["command"] for r in reports)),
         "",
         f"{hours:.1f} hours on {first['environment']['device']}; {versions}; commit {first['environment']['commit']}; "
         f"{datetime.date.today()}. Page: Python {platform.python_version()}, torch {torch.__version__}.",
