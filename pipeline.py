@@ -3,7 +3,7 @@ ceilings.
 
     python pipeline.py                              about five minutes on two CPU cores; writes runs/demo/report.html
     python pipeline.py --preset tiny                under a minute
-    python pipeline.py --preset study --seeds 3     about an hour
+    python pipeline.py --preset study --seeds 3     an hour and a half
     python pipeline.py --resume                     continue; a changed flag reruns only what depends on it
     python pipeline.py --preset smollm2 --model DIR --data F.jsonl --test-data T.jsonl      a real model, real problems
 

@@ -137,7 +137,7 @@ def tables(c: pipeline.PipelineConfig, seeds: range, times: int, out: Path) -> s
                 )
     with open(out / "curves.csv", "w", newline="") as file:
         csv.writer(file).writerows([COLUMNS, *points])
-    head = ["seed", "start", "split", "steps", "said", "verdict", f"level at {times} times", ""]
+    head = ["seed", "start", "split", "steps", "said", "verdict", "level at the end", ""]
     text = markdown(head, [list(map(str, row)) for row in each])
     head = [
         "split",

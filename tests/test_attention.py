@@ -88,12 +88,14 @@ def test_documents_without_a_mask_equal_the_mask(model, case, recompute, monkeyp
     assert calls == [((4, 8), (2, 8))] * layers
 
 
-@pytest.mark.parametrize(("compiled", "slots"), [(False, 16), (True, 8)])
-def test_decoding_without_a_mask_equals_the_mask(model, compiled, slots, monkeypatch):
+@pytest.mark.parametrize(("compiled", "count"), [(False, 5), (True, 3)])
+def test_decoding_without_a_mask_equals_the_mask(model, compiled, count, monkeypatch):
     """A GPU's decoding step on the CPU, with torch's own operation filled in: every row reads up to its own position,
-    rows that are idle or have ended included. With compiled blocks all layers, steps and rows share few graphs."""
-    prompts = [[1], [2, 3, 4, 5, 6], [7] * 20, [8, 9], [5] * 11]
-    options = dict(n=3, max_new_tokens=[20, 30, 40, 1, 25], stop_ids=[], seed=5)
+    rows that are idle or have ended included. With compiled blocks all layers and steps of as many rows share a
+    graph."""
+    prompts = [[1], [2, 3, 4, 5, 6], [7] * 20, [8, 9], [5] * 11][:count]
+    options = dict(n=3, max_new_tokens=[32, 32, 32, 1, 25][:count], stop_ids=[], seed=5)
+    slots = 3 * count
     want = Sampler(model, slots=slots, max_length=64).generate(prompts, **options)
     used, graphs = [], []
 
@@ -122,7 +124,7 @@ def test_decoding_without_a_mask_equals_the_mask(model, compiled, slots, monkeyp
     read = sum(map(sum, used)) / calls_per_position
     needed = sum(len(prompts[c.prompt_index]) + t + 1 for c in got for t in range(len(c.tokens)))
     assert needed <= read < 1.4 * needed  # more, since what has ended is noticed at every eighth step
-    assert compiled <= len(graphs) <= 3 * compiled  # one for the rows of the whole cache, of a part, and a single row
+    assert len(graphs) == compiled  # one more with a part of the slots, and one with a single row
     for graph in graphs:  # written in place: to write to a view made inside would copy the cache before torch 2.13
         written = [node.args[0].op for node in graph.graph.nodes if node.target == "index_copy_"]
         assert written == ["placeholder"] * 2

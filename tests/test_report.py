@@ -15,6 +15,7 @@ from nanopcf.ceiling import curves
 from nanopcf.report import __main__ as rejudge
 from nanopcf.report import paradigms
 from nanopcf.report.ceilings import fit_ceiling, probability_above
+from nanopcf.report.claims import problems_to_tell
 from nanopcf.report.figures import spread
 from nanopcf.report.text import si
 
@@ -111,6 +112,14 @@ def test_claims_follow_the_ceilings(made_up):
     assert {verdicts(judged, w) for w in ("pure RL", "pure SFT", "Scale", "validation loss")} == {"not shown"}
 
 
+def test_how_many_problems_would_tell():
+    """A margin of 1 that has a standard deviation of 2 is sure at 95 % with one of 1 / 1.645: 10.8 times as many."""
+    draws = np.random.default_rng(0).normal(1, 2, 200_000)
+    assert problems_to_tell(draws, 1000).startswith(("some 10,800 ", "some 10,900 ", "some 10,700 "))
+    assert problems_to_tell(-draws, 1000) == problems_to_tell(draws, 1000)
+    assert "30 times the 1,000" in problems_to_tell(draws - 1, 1000)
+
+
 def test_what_would_settle_a_ceiling(made_up):
     """A curve that ends at its C_mid, with B = 1.5: less than 4 points of 40 are left at 4.3 C_mid, by hand."""
     made_up["branches"][-1] = branch("uniform-800", 10, "stable", 0.3, 0.7, 1.0)
@@ -119,7 +128,7 @@ def test_what_would_settle_a_ceiling(made_up):
     assert by_hand < judged["branches"][-1]["settled_at"] < 6 * by_hand  # more, to be 95 % sure
     assert "can reach more than" in judged["answer"] and "times its compute would settle how high" in judged["answer"]
     made_up["branches"][-1]["out_of_signal"] = True
-    assert "more or other prompts would tell" in report.judge(made_up)["answer"]
+    assert "or other prompts, would tell" in report.judge(made_up)["answer"]
 
 
 def test_few_problems_resolve_nothing(made_up):

@@ -6,6 +6,8 @@ does not show within a curve. Draws of a ceiling hold both. For the second they 
 the errors of two branches were independent: branches that solve the same problems differ more surely than stated here.
 """
 
+from functools import lru_cache
+
 import numpy as np
 
 from nanopcf import ceiling
@@ -36,7 +38,7 @@ def fit_ceiling(
         fields, status, identified = dict.fromkeys((*names, "settled_at")), "too few points", False
         draws = rng.uniform(low, high, DRAWS)
     else:
-        fit = ceiling.fit([p["x"] for p in rl], [p["score"] for p in rl], p_sft, max_score=1.0)
+        fit = fitted(tuple(p["x"] for p in rl), tuple(p["score"] for p in rl), p_sft)
         fields, (low, high) = {name: getattr(fit, name) for name in names}, fit.interval
         fields["settled_at"] = None if fit.identified else settled_at(fit, rl[-1]["x"])
         status, identified = fit.status, fit.identified and not out_of_signal
@@ -65,6 +67,11 @@ def fit_ceiling(
         "fit_status": status,
         "identified": identified,
     }, draws
+
+
+@lru_cache(64)  # a curve is fitted after each round of the allocation, for the report and for the study
+def fitted(x: tuple[float, ...], scores: tuple[float, ...], p_sft: float) -> ceiling.CeilingFit:
+    return ceiling.fit(x, scores, p_sft, max_score=1.0)
 
 
 def settled_at(fit: ceiling.CeilingFit, spent: float) -> float | None:

@@ -87,7 +87,19 @@ def answer(report: dict, draws: Draws) -> str:
         others = np.max([draws[start] for start in starts.values() if start != chosen], axis=0)  # (R,)
         better = probability_above(others, draws[chosen])
         text += f". That another of the {len(starts)} sets has a higher ceiling has a probability of {better:.2f}"
+        if verdict(better) == "not resolved":
+            text += f" ({problems_to_tell(draws[chosen] - others, report['problems'])})"
     return text + "."
+
+
+def problems_to_tell(margin: np.ndarray, problems: int) -> str:
+    """How many test problems would tell whether draws of a margin (R,) are above 0, if it is what it seems to be and
+    its doubt shrinks as that of a score does."""
+    low, middle, high = np.quantile(margin, [0.05, 0.5, 0.95])
+    times = ((high - low) / 2 / abs(middle)) ** 2 if middle else np.inf  # 0 lies at the end of the interval then
+    if times > 30:
+        return f"30 times the {problems:,} test problems might not tell which"
+    return f"some {round(times * problems, -2):,.0f} test problems in place of {problems:,} would tell which"
 
 
 def reach(branch: dict) -> str:
@@ -95,7 +107,7 @@ def reach(branch: dict) -> str:
     if branch["identified"]:
         return f"can reach {ceiling_text(branch)}"
     if branch["status"] == "out of signal":
-        more = "no prompt was left to learn from: more or other prompts would tell"
+        more = "a whole batch gave no signal: more rounds of prompts a step, or other prompts, would tell"
     elif branch["settled_at"] is None:
         more = "30 times its compute might not settle how high"
     else:
