@@ -185,7 +185,10 @@ def main() -> None:
         except ImportError:
             print('(no transformers: pip install -e ".[bench]")', file=sys.stderr)
         if a.openvino:
-            found["OpenVINO"] = openvino(model, prompts, stop, a.samples, a.new_tokens)
+            try:
+                found["OpenVINO"] = openvino(model, prompts, stop, a.samples, a.new_tokens)
+            except ImportError:
+                print('(no OpenVINO GenAI: pip install -e ".[openvino]")', file=sys.stderr)
         rates = compare(found, device, a.repeats)
         mine, threads = rates["nanopcf"]
         peer, against = "–", "–"
@@ -196,9 +199,11 @@ def main() -> None:
         bound = sum(lengths) / roofline(model, prompts, lengths, a.samples, limits)
         share = f"{statistics.median(mine) / bound:.0%}"
         cells = [f"{model.parameter_count() / 1e6:.1f}M", peer, spread(mine), against, share, str(threads)]
-        if a.openvino:
+        if "OpenVINO" in rates:
             values, _ = rates["OpenVINO"]
             cells += [spread(values), f"{ratio(mine, values):.2f}x"]
+        elif a.openvino:
+            cells += ["–", "–"]
         page.row(*cells)
     if not a.only_peers:
         size = names[0]
