@@ -116,7 +116,7 @@ def stages(model: Transformer, a: argparse.Namespace, rates: tuple[float, float]
             compile_once()
             work(profiled)
 
-        for stage in ("training", *(["generation"] if model.head_weight.is_cuda else [])):  # elsewhere not compiled
+        for stage in ("training", "generation") if model.head_weight.is_cuda else ("training",):
             work, *rest = found[stage]
             found[f"{stage} --compile"] = (partial(compiled, work), *rest)
     return found

@@ -173,8 +173,8 @@ def cce(reduction: str, hidden: Tensor, weight: Tensor, targets: Tensor, extras:
 def contestants(which: str, args: argparse.Namespace) -> dict[str, tuple[Callable, int | str]]:
     """Name -> (function, matrix products it does); naive first: it is what the others are compared with."""
     products, device = PASSES[which], args.device
-    name = f"nanopcf, {'triton' if device.type == 'cuda' else 'torch'}"
-    impl = name.removeprefix("nanopcf, ")
+    impl = "triton" if device.type == "cuda" else "torch"
+    name = f"nanopcf, {impl}"
     if args.before:
         packages = {name: kernels, f"{name}, {args.before}": kernels_of(args.before)}
         return {row: (partial(ours, package, impl, which), products) for row, package in packages.items() if package}

@@ -67,8 +67,8 @@ def visible_in_cache(positions: Tensor, S: int, keys: Tensor) -> tuple[int, Tens
     (B, KV, length, head_dim), T = keys.shape, positions.shape[1]
     if T == S > 1:
         return S, None
+    # The kernel counts sequences in a direction in which a GPU can number only 65,535 blocks.
     if T == 1 and B * KV < 2**16 and refusal(keys.device, keys.dtype, head_dim) is None:
-        # Above, a GPU has no numbers for so many blocks in the direction where the kernel counts sequences.
         sequence = torch.arange(B * KV + 1, dtype=torch.int32, device=keys.device)
         used = (positions + 1).clamp(max=S).expand(B, KV).flatten()
         return length, Lengths(sequence, sequence * length, used.int(), S)
@@ -141,6 +141,6 @@ def trial(device: torch.device, dtype: torch.dtype, head_dim: int) -> None:
     with torch.inference_mode(False), torch.enable_grad():
         q = torch.zeros(1, 8, 1, head_dim, dtype=dtype, device=device, requires_grad=True)
         attend_documents(q, q, q, Documents(edges, 5)).sum().backward()
-    cache = torch.zeros(2, 1, 8, head_dim, dtype=dtype, device=device)
+    keys = torch.zeros(2, 1, 8, head_dim, dtype=dtype, device=device)  # two rows of a cache of 8 positions
     rows = torch.arange(3, dtype=torch.int32, device=device)
-    attend_lengths(cache[:, :, :2], cache, cache, Lengths(rows, 8 * rows, rows[1:], 8))
+    attend_lengths(keys[:, :, :2], keys, keys, Lengths(rows, 8 * rows, rows[1:], 8))

@@ -135,11 +135,11 @@ class LayerCache:
     values: Tensor  # (rows * KV * length, hd)
     shape: torch.Size  # (rows, KV, length, hd)
     places: Tensor  # (B * T * KV), where the new keys and values are written
-    spans: list[tuple[slice, int, Tensor | Lengths | None]]  # (rows, S, mask): these rows see of positions 0..S-1
+    spans: list[tuple[slice, int, Tensor | Lengths | None]]  # (rows, S, what they see of positions 0..S-1)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Write the new k, v [B, T, KV, hd]; then every row of q [B, T, H, hd] reads its own: [B, T, H * hd]."""
-        # Compiled, a write to a view that is made here would copy the whole cache, before torch 2.13.
+        # Before torch 2.13, compiled code that writes to a view which it has made itself copies the whole cache.
         self.keys.index_copy_(0, self.places, k.flatten(0, 2))
         self.values.index_copy_(0, self.places, v.flatten(0, 2))
         keys, values = self.keys.view(self.shape), self.values.view(self.shape)

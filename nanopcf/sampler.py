@@ -182,7 +182,8 @@ class Sampler:
         uniforms = counter_uniforms(seed, (starts[:, None] + np.arange(n)).ravel(), max(limits))  # (sequences, longest)
         length = max(len(p) + limit for p, limit in zip(prompts, limits, strict=True))
         buffers, step = self.buffers(*uniforms.shape, length)
-        work, stop = Generation(buffers, self.slots, prompts, n, limits, uniforms), tuple(sorted(stop_ids))
+        work = Generation(buffers, self.slots, prompts, n, limits, uniforms)
+        stop = tuple(sorted(stop_ids))
         with packed_weights():
             while True:
                 # ---- 1. fill: free slots take waiting sequences; when none waits, the live rows move together ----
@@ -203,8 +204,8 @@ class Sampler:
 
     def buffers(self, sequences: int, longest: int, length: int) -> tuple[Buffers, Callable[..., None]]:
         """For so many sequences, of at most `longest` new tokens, and `length` tokens with their prompts; and the step.
-
-        On a GPU those of the last call, with the graphs of their step, or larger ones in their place."""
+        On a GPU those of the last call, with the graphs of their step, or larger ones in their place.
+        """
         if not self.capture:
             buffers = Buffers(self.model, min(self.slots, sequences), sequences, longest, length)
             return buffers, buffers.step

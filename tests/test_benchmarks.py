@@ -1,20 +1,15 @@
 """The benchmarks that others call: every command of benchmarks/gpu.py names a script and flags that exist."""
 
-import importlib.util
-import sys
-from pathlib import Path
+import importlib
 
 import pytest
-
-BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
+from conftest import ROOT
 
 
 @pytest.mark.parametrize("dry", [True, False])
 def test_the_commands_of_a_gpu_s_first_hour(dry, monkeypatch):
-    monkeypatch.setattr(sys, "path", [str(BENCHMARKS), *sys.path])
-    spec = importlib.util.spec_from_file_location("gpu", BENCHMARKS / "gpu.py")
-    gpu = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(gpu)
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    gpu = importlib.import_module("gpu")
     assert sum(gpu.SECONDS.values()) <= 1800
     for part in gpu.SECONDS:
         for command in gpu.commands(part, dry, compiled=True):
@@ -22,6 +17,6 @@ def test_the_commands_of_a_gpu_s_first_hour(dry, monkeypatch):
             if script == "-m":
                 assert arguments[0] == "pytest"
                 continue
-            source = (BENCHMARKS.parent / script).read_text(encoding="utf-8")
+            source = (ROOT / script).read_text(encoding="utf-8")
             for flag in (a for a in arguments if a.startswith("--")):
                 assert f'"{flag}"' in source, f"{script} has no {flag}"
