@@ -30,7 +30,7 @@ def processor() -> str:
 HAS_ONEDNN = torch.backends.mkldnn.is_available()
 ONEDNN = HAS_ONEDNN and torch.backends.cpu.get_cpu_capability() == "AVX512" and "AMD" in processor()
 # Numbers of a weight from which oneDNN is as fast as MKL or faster for any number of rows, once the weight is packed.
-LARGE = 2**17 if ONEDNN else 2**19
+LARGE = 2**17
 packed: dict[int, Tensor] | None = None  # data_ptr of a weight -> the same numbers in the order that oneDNN reads
 
 

@@ -169,11 +169,12 @@ def attend_one_token(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | Lengths) ->
     """
     if isinstance(mask, Lengths):
         return attend_lengths(q, k, v, mask)
-    B, KV, _, hd = k.shape
+    B, KV, S, hd = k.shape
     q = q.reshape(B, KV, -1, hd)  # (B, KV, H / KV, hd)
     if q.device.type == "cpu" and q.dtype == torch.float32:  # the fused kernel would use one core only
-        scores = (q * hd**-0.5) @ k.transpose(-1, -2)  # (B, KV, H / KV, S)
-        y = scores.add_(mask).softmax(-1) @ v  # (B, KV, H / KV, hd)
+        q, k, v, mask = (t.flatten(0, 1) for t in (q, k, v, mask.expand(B, KV, 1, S)))  # (B * KV, ...)
+        scores = torch.baddbmm(mask, q, k.mT, alpha=hd**-0.5)  # (B * KV, H / KV, S)
+        y = scores.softmax(-1) @ v  # (B * KV, H / KV, hd)
     else:
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)  # (B, KV, H / KV, hd)
     return y.reshape(B, 1, -1)  # (B, 1, H * hd)

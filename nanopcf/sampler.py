@@ -36,7 +36,7 @@ from nanopcf.stopping import StopStrings, end_at_strings
 
 PREFILL_TOKENS = 2048  # of prompts that go through the model together, padding included
 PREFILL_WASTE = 256  # of these at most so many are padding
-DECODE_WASTE = 1024  # positions read in vain that cost about as much as one more call of the attention
+DECODE_WASTE = 4096  # positions read in vain that cost about as much as one more call of the attention
 
 
 @dataclass
@@ -151,7 +151,7 @@ class Sampler:
         on_gpu = model.head_weight.device.type == "cuda"
         self.check_every = 8 if on_gpu else 1  # steps between two looks at which sequences have ended
         self.capture = graph_capture if on_gpu else None
-        self.kept: tuple[Buffers, Replay] | None = None  # on a GPU, with the graphs captured of their step
+        self.kept: tuple[Buffers, Callable[..., None]] | None = None  # for the next call, with the step
 
     @torch.inference_mode()
     def generate(
@@ -204,18 +204,17 @@ class Sampler:
 
     def buffers(self, sequences: int, longest: int, length: int) -> tuple[Buffers, Callable[..., None]]:
         """For so many sequences, of at most `longest` new tokens, and `length` tokens with their prompts; and the step.
-        On a GPU those of the last call, with the graphs of their step, or larger ones in their place.
+        Those of the last call, or larger ones in their place: fresh memory is slow to touch.
         """
-        if not self.capture:
-            buffers = Buffers(self.model, min(self.slots, sequences), sequences, longest, length)
-            return buffers, buffers.step
-        length = min(2 ** max(6, (length - 1).bit_length()), -(-self.max_length // 64) * 64)
-        sequences = 2 ** (sequences - 1).bit_length()  # few sizes, since each new one needs new graphs
+        if self.capture:  # few sizes, since each new one needs new graphs
+            length = min(2 ** max(6, (length - 1).bit_length()), -(-self.max_length // 64) * 64)
+            sequences = 2 ** (sequences - 1).bit_length()
         had = self.kept[0].size if self.kept else (0, 0, 0)
         if (size := tuple(map(max, had, (sequences, longest, length)))) != had:
             self.kept = None  # freed before the larger ones are made
-            buffers = Buffers(self.model, self.slots, *size)
-            self.kept = buffers, Replay(buffers.step, self.capture(), self.slots, size[2])
+            buffers = Buffers(self.model, rows := min(self.slots, size[0]), *size)
+            step = Replay(buffers.step, self.capture(), rows, size[2]) if self.capture else buffers.step
+            self.kept = buffers, step
         return self.kept
 
     def check(self, prompts: list[list[int]], n: int, limits: list[int], temperature: float, top_p: float) -> None:
@@ -250,7 +249,7 @@ class Generation:
         self.live = 0  # slots 0..live-1 take part in a step
         # The host's copy of slots.position. It tells how much of the cache a step must read; to ask a GPU would mean
         # to wait for all steps that it has been given.
-        self.position = [0] * len(self.free)
+        self.position = np.zeros(len(self.free), dtype=np.int64)
 
     def fill(self) -> None:
         """Free slots take waiting sequences. A prompt is computed once and copied into the slot of each sample."""
@@ -277,14 +276,13 @@ class Generation:
         s.ended[target] = False
         s.position[target] = torch.tensor(lengths, device=self.device)
         s.limit[target] = torch.tensor([self.limits[p] for p in prompt_of], device=self.device)
-        for row, length in zip(rows, lengths, strict=True):
-            self.position[row] = length
+        self.position[rows] = lengths
         self.live = max(self.live, max(rows) + 1)
 
     def spans(self) -> list[tuple[int, int]]:
         """How far the live rows read in the next step, which moves all of them by one."""
-        self.position = [min(position + 1, self.buffers.size[2]) for position in self.position]
-        return similar(self.position[: self.live], DECODE_WASTE)
+        self.position = np.minimum(self.position + 1, self.buffers.size[2])
+        return similar(self.position[: self.live].tolist(), DECODE_WASTE)
 
     def compact(self) -> None:
         """When no sequence waits for the slots that are free, the last live rows move into their places."""
@@ -299,11 +297,10 @@ class Generation:
             source, target = torch.tensor(moved, device=self.device), torch.tensor(holes, device=self.device)
             for state in vars(self.slots).values():
                 state[target] = state[source]
-            T = max(self.position[row] for row in moved)
+            T = int(self.position[moved].max())
             self.cache.keys[:, target, :, :T] = self.cache.keys[:, source, :, :T]
             self.cache.values[:, target, :, :T] = self.cache.values[:, source, :, :T]
-            for row, hole in zip(moved, holes, strict=True):
-                self.position[hole] = self.position[row]
+            self.position[holes] = self.position[moved]
         self.slots.sequence[self.live :] = self.buffers.sequences  # idle slots write into the spare last row
         self.slots.position[self.live :] = 0  # and read next to nothing
 
