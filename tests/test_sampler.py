@@ -245,6 +245,21 @@ def test_rows_that_have_ended_stay_within_the_context(tiny_config):
     assert [len(c.tokens) for c in got] == [2, 2, 35, 35, 10, 10]
 
 
+def test_buffers_that_are_kept_show_nothing_of_an_earlier_call(model):
+    sampler, prompts = Sampler(model, slots=3, max_length=64), [[1], [2, 3, 4, 5, 6], [7] * 20, [8, 9]]
+    few, many = dict(n=1, max_new_tokens=9, stop_ids=[3]), dict(n=2, max_new_tokens=[40, 30, 7, 1], stop_ids=[3, 9])
+    for options in (few, many, few, many):
+        with pytest.raises(KeyboardInterrupt):
+            sampler.generate(prompts, stream=interrupt, **many)
+        got, want = (s.generate(prompts, **options) for s in (sampler, Sampler(model, slots=3, max_length=64)))
+        assert [(c.tokens, c.finish_reason) for c in got] == [(c.tokens, c.finish_reason) for c in want]
+        for a, b in zip(got, want, strict=True):
+            assert a.logprobs == pytest.approx(b.logprobs, abs=1e-5)
+        buffers = sampler.kept[0]
+    sampler.generate(prompts[:2], max_new_tokens=5)
+    assert sampler.kept[0] is buffers and buffers.cache.keys.shape[1] == 3
+
+
 def test_larger_buffers_take_the_place_of_the_old_ones(model):
     """A GPU cannot hold two caches: the old one is gone before the new one is made, and no reference cycle keeps either
     until Python's collector comes by."""
