@@ -36,6 +36,7 @@ KINDS = {
     "products": ("aten::mm", "aten::addmm", "mkldnn::_linear_pointwise", "nanopcf::onednn"),
     "attention": (
         "aten::bmm",
+        "aten::baddbmm",
         "aten::_softmax",
         "aten::_scaled_dot_product",
         "aten::_flash_attention",
@@ -75,7 +76,8 @@ def stages(model: Transformer, a: argparse.Namespace, rates: tuple[float, float]
     inner = model.parameter_count() - c.vocab_size * c.width * (1 if c.tied else 2)  # without embedding and head
     tokens = torch.randint(c.vocab_size, (a.rows, a.length)).tolist()
     prompts = [row[:PROMPT] for row in tokens]
-    sampler = Sampler(model, slots=a.rows, max_length=PROMPT + a.new_tokens)
+    sampler, plain = (Sampler(model, slots=a.rows, max_length=PROMPT + a.new_tokens) for _ in range(2))
+    plain.capture = None
     cut = 3 * a.length // 8
     rows = pack([Sequence(part, 1) for row in tokens for part in (row[:cut], row[cut:])], a.length)
     optimizer = Optimizer(model)
@@ -86,9 +88,7 @@ def stages(model: Transformer, a: argparse.Namespace, rates: tuple[float, float]
             prefill(model, prompts[first : first + 32])
 
     def generate(profiled: bool = False) -> None:
-        capture, sampler.capture = sampler.capture, None if profiled else sampler.capture
-        sampler.generate(prompts, max_new_tokens=a.new_tokens)
-        sampler.capture = capture
+        (plain if profiled else sampler).generate(prompts, max_new_tokens=a.new_tokens)
 
     def train(profiled: bool = False) -> None:
         for part in rows.map(lambda t: t.to(device)).split(a.micro):

@@ -2,7 +2,7 @@
 
 PyTorch gives such products to MKL, which leaves half of an AMD processor with AVX-512 idle; oneDNN uses all of it. But
 each call of oneDNN costs about 12 microseconds, so small products stay with MKL (`benchmarks/products.py` measures the
-limit). On other processors, on GPUs and in other types, everything here is PyTorch's plain product.
+limit). Elsewhere everything here is PyTorch's plain product, but for weights that are packed for generation (`LARGE`).
 """
 
 import platform

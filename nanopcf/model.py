@@ -111,8 +111,8 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 class KVCache:
     """The keys and values of every layer, [L, rows, KV, length, hd], allocated once; one row per sequence.
 
-    A position holds garbage until it is written. That is harmless: a query sees only positions up to its own, and all
-    of those have been written by then.
+    A position holds any finite number until it is written. That is harmless: a query sees only positions up to its own,
+    and all of those have been written by then.
     """
 
     def __init__(self, c: ModelConfig, rows: int, length: int, device: torch.device, dtype: torch.dtype) -> None:

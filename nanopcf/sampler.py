@@ -140,7 +140,8 @@ class Buffers:
 
 
 class Sampler:
-    """Generates from `model` with `slots` sequences at a time, prompt and answer within `max_length` tokens."""
+    """Generates from `model` with `slots` sequences at a time, prompt and answer within `max_length` tokens.
+    The cache and the other buffers stay in memory for the next call."""
 
     def __init__(self, model: Transformer, *, slots: int, max_length: int, stop: StopStrings | None = None) -> None:
         if slots < 1:
@@ -151,7 +152,7 @@ class Sampler:
         on_gpu = model.head_weight.device.type == "cuda"
         self.check_every = 8 if on_gpu else 1  # steps between two looks at which sequences have ended
         self.capture = graph_capture if on_gpu else None
-        self.kept: tuple[Buffers, Callable[..., None]] | None = None  # for the next call, with the step
+        self.kept: tuple[Buffers, Callable[..., None]] | None = None  # of the last call, and their step
 
     @torch.inference_mode()
     def generate(
@@ -182,7 +183,7 @@ class Sampler:
         uniforms = counter_uniforms(seed, (starts[:, None] + np.arange(n)).ravel(), max(limits))  # (sequences, longest)
         length = max(len(p) + limit for p, limit in zip(prompts, limits, strict=True))
         buffers, step = self.buffers(*uniforms.shape, length)
-        work = Generation(buffers, self.slots, prompts, n, limits, uniforms)
+        work = Generation(buffers, prompts, n, limits, uniforms)
         stop = tuple(sorted(stop_ids))
         with packed_weights():
             while True:
@@ -204,7 +205,7 @@ class Sampler:
 
     def buffers(self, sequences: int, longest: int, length: int) -> tuple[Buffers, Callable[..., None]]:
         """For so many sequences, of at most `longest` new tokens, and `length` tokens with their prompts; and the step.
-        Those of the last call, or larger ones in their place: fresh memory is slow to touch.
+        Those of the last call, or larger ones in their place: the first writes to new memory are slow.
         """
         if self.capture:  # few sizes, since each new one needs new graphs
             length = min(2 ** max(6, (length - 1).bit_length()), -(-self.max_length // 64) * 64)
@@ -234,7 +235,7 @@ class Generation:
     """The host's side of one call of `Sampler.generate`. Sequence i is sample i % n of prompt i // n."""
 
     def __init__(
-        self, buffers: Buffers, slots: int, prompts: list[list[int]], n: int, limits: list[int], uniforms: np.ndarray
+        self, buffers: Buffers, prompts: list[list[int]], n: int, limits: list[int], uniforms: np.ndarray
     ) -> None:
         self.buffers, self.prompts, self.n, self.limits = buffers, prompts, n, limits
         self.slots, self.cache, self.device = buffers.slots, buffers.cache, buffers.tokens.device
@@ -245,7 +246,7 @@ class Generation:
         # The prompts that are still to come, in parts that go through the model together.
         self.parts = in_parts([len(p) for p in prompts], PREFILL_WASTE, PREFILL_TOKENS)
         self.waiting: list[tuple[int, int]] = []  # of the newest part: (row of prompt_cache, sequence)
-        self.free = list(range(min(slots, self.total)))  # slots that wait for a sequence
+        self.free = list(range(min(len(self.slots.made), self.total)))  # slots that wait for a sequence
         self.live = 0  # slots 0..live-1 take part in a step
         # The host's copy of slots.position. It tells how much of the cache a step must read; to ask a GPU would mean
         # to wait for all steps that it has been given.
