@@ -2,7 +2,8 @@
 
 PyTorch gives such products to MKL, which leaves half of an AMD processor with AVX-512 idle; oneDNN uses all of it. But
 each call of oneDNN costs about 12 microseconds, so small products stay with MKL (`benchmarks/products.py` measures the
-limit). Elsewhere everything here is PyTorch's plain product, but for weights that are packed for generation (`LARGE`).
+limit). On other processors, on GPUs and in other types, everything here is PyTorch's plain product. The exception is
+generation in float32: any CPU that has oneDNN multiplies by large weights in packed form (`packed_weights`).
 """
 
 import platform
@@ -29,7 +30,7 @@ def processor() -> str:
 
 HAS_ONEDNN = torch.backends.mkldnn.is_available()
 ONEDNN = HAS_ONEDNN and torch.backends.cpu.get_cpu_capability() == "AVX512" and "AMD" in processor()
-# Numbers of a weight from which oneDNN is as fast as MKL or faster for any number of rows, once the weight is packed.
+# Numbers of a weight from which packing it pays: generation as a whole is then as fast as by MKL, or faster.
 LARGE = 2**17
 packed: dict[int, Tensor] | None = None  # data_ptr of a weight -> the same numbers in the order that oneDNN reads
 

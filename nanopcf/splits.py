@@ -97,8 +97,9 @@ def sort_by_difficulty(c: Any, rounds: Iterator[list[Example]], names: Sequence[
     model, tokenizer, _ = open_model(c, c.out)
     by_difficulty: dict[str, list[Example]] = {"uniform": [], "easy": [], "hard": []}
     for i, problems in enumerate(rounds):
-        sampler = open_sampler(c, model, tokenizer, problems)
-        correct, _ = answer_problems(replace(c, samples=TRIES, seed=c.seed + i), sampler, tokenizer, problems)
+        asked = replace(c, samples=TRIES, seed=c.seed + i)
+        # No name for the sampler: its cache must be gone before the next one asks how much memory is free.
+        correct, _ = answer_problems(asked, open_sampler(c, model, tokenizer, problems), tokenizer, problems)
         win_rates = correct.mean(axis=1)  # (problems,)
         by_difficulty["uniform"] += problems
         by_difficulty["easy"] += [e for e, win_rate in zip(problems, win_rates, strict=True) if win_rate == 1]
